@@ -1,0 +1,36 @@
+// Package auth signs users in to remotes and keeps what they hold there. The
+// agent never sees a token: it gets a link, a browser does the rest, and the
+// same call works afterwards.
+//
+// One sign-in walks through the files like this:
+//
+//   - A remote answers 401. The session asks the [Authorizer] of its principal
+//     and remote what to do ([Authorizer.Challenge], authorizer.go). It never
+//     waits for a browser.
+//   - challenge.go reads the WWW-Authenticate header, discovery.go follows it
+//     to the RFC 9728 document and to the authorization server's metadata, and
+//     checks both.
+//   - registration.go finds a client id there: from the config, by the
+//     gateway's Client ID Metadata Document, or by dynamic registration.
+//   - flow.go freezes all of that in a flow, together with whom it is for. The
+//     flow's link is the only thing that leaves: the session gets it as a
+//     [RequiredError]. A pending flow gives the same link to everybody who
+//     asks.
+//   - A browser opens the link. [Broker.Begin] mints a state, a PKCE verifier
+//     and a cookie, and sends it to the authorization server.
+//   - The browser comes back. [Broker.Finish] (callback.go) uses up the state,
+//     checks that it is the same browser, the same remote and the same issuer,
+//     and redeems the code with one POST (token.go).
+//   - The answer becomes a grant (grant.go), bound to principal, remote, issuer,
+//     resource and client, and is written to the store before anybody uses it.
+//   - [Authorizer.Token] hands out its access token from memory from then on. At
+//     about 80 % of its life it is refreshed in the background, one request in
+//     flight per grant, everybody waiting under their own context.
+//
+// A state carries nothing: it is 256 random bits, stored as a hash, good for one
+// use in ten minutes. What a flow needs stays in the store (memory.go), which
+// is told of every change before the change counts.
+//
+// Failures of the authorization server never cost a grant: only its own
+// invalid_grant, the user, or a change in the config ends one.
+package auth

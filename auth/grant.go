@@ -1,0 +1,513 @@
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"gatehouse/auth/secret"
+)
+
+// key names what a principal holds at a remote.
+type key struct {
+	principal Principal
+	remote    string
+}
+
+// store is the key's form in the store.
+func (k key) store() string { return hash(k.principal.Key(), k.remote) }
+
+// hash joins parts unambiguously into a store key.
+func hash(parts ...string) string {
+	h := sha256.New()
+	for _, part := range parts {
+		fmt.Fprintf(h, "%d|%s|", len(part), part)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// grant is what a principal holds for one remote. It is immutable: a refresh
+// makes another one.
+type grant struct {
+	grantFacts
+	ClientSecret secret.Text
+	Access       secret.Text // empty: the grant has ended and is kept for what it says about the past
+	Refresh      secret.Text
+	ID           secret.Text
+}
+
+// grantFacts are the parts of a grant that are no secrets.
+type grantFacts struct {
+	// To whom it belongs and for what it is good. Compared on use, so a record
+	// under a wrong key is nobody's.
+	Principal Principal
+	Remote    string
+	RemoteURL string
+	Issuer    string
+	Resource  string
+
+	// The client that it was issued to, and where. A grant is refreshed with
+	// these, whatever the config or a later registration says.
+	ClientID           string
+	AuthMethod         string
+	TokenEndpoint      string
+	RevocationEndpoint string
+
+	Requested []string
+	Granted   []string
+	Obtained  time.Time // the access token
+	RefreshAt time.Time // zero: never
+	Expires   time.Time // zero: the server did not say
+	Account   string    // for display
+}
+
+// grantRecord is a grant's form in the store, the only place where its secrets
+// are written out.
+type grantRecord struct {
+	grantFacts
+	ClientSecret string `json:",omitempty"`
+	Access       string `json:",omitempty"`
+	Refresh      string `json:",omitempty"`
+	ID           string `json:",omitempty"`
+}
+
+func (g *grant) encode() ([]byte, error) {
+	return json.Marshal(grantRecord{g.grantFacts, g.ClientSecret.Value(), g.Access.Value(), g.Refresh.Value(), g.ID.Value()})
+}
+
+func decodeGrant(data []byte) (*grant, error) {
+	var r grantRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("decoding a grant: %w", err)
+	}
+	return &grant{r.grantFacts, secret.New(r.ClientSecret), secret.New(r.Access), secret.New(r.Refresh), secret.New(r.ID)}, nil
+}
+
+// fits reports whether the grant may be used for the remote as it is configured.
+func (g *grant) fits(r *Remote) bool {
+	return g.RemoteURL == r.URL &&
+		(r.Issuer == "" || g.Issuer == r.Issuer) &&
+		(r.ClientID == "" || g.ClientID == r.ClientID)
+}
+
+// valid reports whether the access token can be sent.
+func (g *grant) valid(now time.Time) bool {
+	return !g.Access.IsEmpty() && (g.Expires.IsZero() || now.Before(g.Expires))
+}
+
+func (g *grant) refreshable() bool { return !g.Access.IsEmpty() && !g.Refresh.IsEmpty() }
+
+// ended is the grant without its tokens: what was agreed, and with whom.
+func (g *grant) ended() *grant {
+	return &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret}
+}
+
+// keepDead is how long the store keeps a grant that nothing can revive. Until
+// then it says why a sign-in is asked for.
+const keepDead = 24 * time.Hour
+
+// recordExpires says when the store may forget the grant.
+func (g *grant) recordExpires(now time.Time) time.Time {
+	switch {
+	case g.Access.IsEmpty():
+		return now.Add(keepDead)
+	case g.refreshable() || g.Expires.IsZero():
+		return time.Time{}
+	}
+	return g.Expires.Add(keepDead)
+}
+
+// receive makes the grant that a token answer brings.
+func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
+	next := &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret, Access: a.Access, Refresh: a.Refresh, ID: a.ID}
+	// RFC 6749 section 6: "The authorization server MAY issue a new refresh
+	// token, in which case the client MUST discard the old refresh token and
+	// replace it with the new refresh token." Without one the old stays good.
+	if next.Refresh.IsEmpty() {
+		next.Refresh = g.Refresh
+	}
+	if next.ID.IsEmpty() {
+		next.ID = g.ID
+	}
+	// RFC 6749 section 5.1: scope is "OPTIONAL, if identical to the scope
+	// requested by the client".
+	if a.HasScope {
+		next.Granted = a.Scope
+	} else if next.Granted == nil {
+		next.Granted = g.Requested
+	}
+	if account := accountOf(a.ID); account != "" {
+		next.Account = account
+	}
+	next.Obtained, next.Expires, next.RefreshAt = now, time.Time{}, time.Time{}
+	if a.ExpiresIn > 0 {
+		next.Expires = now.Add(a.ExpiresIn)
+		if !next.Refresh.IsEmpty() {
+			// Spread, so that what was signed in together is not refreshed together.
+			share := 0.7 + 0.2*rand.Float64()
+			next.RefreshAt = now.Add(time.Duration(share * float64(a.ExpiresIn)))
+		}
+	}
+	return next
+}
+
+// hold is a grant in memory, and what is being done to it.
+type hold struct {
+	key    key
+	remote *Remote
+
+	mu      sync.Mutex // guards what follows; never held over the network or the store
+	grant   *grant
+	version uint64
+	token   *oauth2.Token // what Token hands out copies of
+	dead    bool          // signed out or ended: the store has no such grant
+
+	refreshing *refreshCall // nil: none in flight
+	failures   int          // refreshes in a row that failed
+	retryAt    time.Time    // no refresh before
+	lastErr    error        // of the last refresh
+	final      bool         // the last refresh was refused for good, not failed
+	badClient  bool         // it was refused with invalid_client
+
+	forcedAt  time.Time // when a refresh was made because the remote refused the token
+	refusedAt time.Time // when the remote refused a token that no refresh mends
+}
+
+// set puts a grant into the hold, unless a later one is there.
+func (h *hold) set(g *grant, version uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if version <= h.version {
+		return
+	}
+	h.grant, h.version = g, version
+	h.token = &oauth2.Token{AccessToken: g.Access.Value(), TokenType: "Bearer", Expiry: g.Expires}
+	h.failures, h.retryAt, h.lastErr, h.final, h.badClient = 0, time.Time{}, nil, false, false
+	h.refusedAt = time.Time{}
+}
+
+// snapshot returns the grant, nil if it is gone.
+func (h *hold) snapshot() *grant {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dead {
+		return nil
+	}
+	return h.grant
+}
+
+// held returns the hold of a key, reading it from the store the first time. It
+// is nil if there is no grant.
+func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
+	b.mu.RLock()
+	h := b.holds[k]
+	b.mu.RUnlock()
+	if h != nil {
+		return h, nil
+	}
+	g, version, err := b.readGrant(ctx, k)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if !g.fits(r) {
+		b.log.WarnContext(ctx, "grant not used: the config of the remote has changed since the sign-in; sign in anew",
+			"remote", k.remote, "principal", k.principal, "issuer", g.Issuer, "configured_issuer", r.Issuer)
+	}
+	return b.adopt(ctx, k, r, g, version)
+}
+
+// adopt takes a grant that is in the store into memory. The hold is nil if the
+// grant is gone again.
+func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version uint64) (*hold, error) {
+	b.mu.Lock()
+	h := b.holds[k]
+	if h == nil {
+		h = &hold{key: k, remote: r}
+		b.holds[k] = h
+	}
+	b.mu.Unlock()
+	h.set(g, version)
+	// A sign-out that deleted the record before the hold was there has not seen
+	// the hold, so look again.
+	if _, err := b.store.Get(ctx, bucketGrants, k.store()); err != nil {
+		b.forget(k)
+		if errors.Is(err, ErrNotFound) {
+			return nil, nil
+		}
+		return nil, internalError(k.remote, fmt.Errorf("reading a grant: %w", err))
+	}
+	return h, nil
+}
+
+// readGrant reads a grant from the store and checks whose it is.
+func (b *Broker) readGrant(ctx context.Context, k key) (*grant, uint64, error) {
+	record, err := b.store.Get(ctx, bucketGrants, k.store())
+	if errors.Is(err, ErrNotFound) {
+		return nil, 0, err
+	} else if err != nil {
+		return nil, 0, internalError(k.remote, fmt.Errorf("reading a grant: %w", err))
+	}
+	g, err := decodeGrant(record.Value)
+	if err != nil {
+		return nil, 0, internalError(k.remote, err)
+	}
+	if g.Principal != k.principal || g.Remote != k.remote {
+		return nil, 0, internalError(k.remote, errors.New("the store holds another's grant under this key"))
+	}
+	return g, record.Version, nil
+}
+
+// writeGrant writes a grant, then lets it be used.
+func (b *Broker) writeGrant(ctx context.Context, k key, r *Remote, g *grant, version uint64) error {
+	data, err := g.encode()
+	if err != nil {
+		return fmt.Errorf("encoding a grant: %w", err)
+	}
+	version, err = b.store.Put(ctx, bucketGrants, k.store(), data, version, g.recordExpires(b.now()))
+	if err != nil {
+		return fmt.Errorf("writing a grant: %w", err)
+	}
+	_, err = b.adopt(ctx, k, r, g, version)
+	return err
+}
+
+// dropGrant deletes a grant, from the store first.
+func (b *Broker) dropGrant(ctx context.Context, k key) error {
+	err := b.store.Delete(ctx, bucketGrants, k.store())
+	b.forget(k)
+	if err != nil {
+		return fmt.Errorf("deleting a grant: %w", err)
+	}
+	return nil
+}
+
+// endGrant takes the tokens out of a grant that is no good any more.
+func (b *Broker) endGrant(ctx context.Context, h *hold) error {
+	h.mu.Lock()
+	g, version := h.grant, h.version
+	h.mu.Unlock()
+	return b.writeGrant(ctx, h.key, h.remote, g.ended(), version)
+}
+
+// forget removes a hold from memory; whoever still has it finds it dead.
+func (b *Broker) forget(k key) {
+	b.mu.Lock()
+	h := b.holds[k]
+	delete(b.holds, k)
+	b.mu.Unlock()
+	if h != nil {
+		h.mu.Lock()
+		h.dead = true
+		h.mu.Unlock()
+	}
+}
+
+// End forgets everything of a principal that is gone: its grants and its flows.
+func (b *Broker) End(p Principal) {
+	ctx, done, err := b.work(storeTime)
+	if err != nil {
+		return
+	}
+	defer done()
+	// Flows first: a callback that writes a grant looks for its flow afterwards,
+	// so either it finds none and takes the grant back, or the grant was there
+	// before the deletion below.
+	err = b.endFlows(ctx, p, "")
+	for _, name := range slices.Sorted(maps.Keys(b.remotes)) {
+		k := key{p, name}
+		err = errors.Join(err, b.dropGrant(ctx, k), b.store.Delete(ctx, bucketTroubles, k.store()))
+	}
+	if err != nil {
+		b.log.Error("forgetting a principal failed", "principal", p, "error", err)
+	}
+}
+
+// SignOut ends what the principal holds at the remote, whatever the
+// authorization server says to it. It reports whether that server has revoked
+// the tokens.
+func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revoked bool, err error) {
+	r := b.remotes[remote]
+	if r == nil {
+		return false, ErrUnknownRemote
+	}
+	work, done, err := b.work(signOutTime)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+
+	k := key{p, remote}
+	h, err := b.held(work, k, r)
+	if err != nil {
+		b.log.WarnContext(ctx, "reading a grant to sign out failed", "remote", remote, "principal", p, "error", err)
+	}
+	if h != nil {
+		// A refresh that is under way would leave a token behind that nobody revokes.
+		h.settle(work)
+	}
+	var g *grant
+	if h != nil {
+		g = h.snapshot()
+	}
+	err = errors.Join(
+		b.endFlows(work, p, remote), // flows first, as in End
+		b.store.Delete(work, bucketTroubles, k.store()),
+		b.dropGrant(work, k))
+	if err != nil {
+		return false, internalError(remote, err)
+	}
+	if g == nil || g.Access.IsEmpty() {
+		return false, nil
+	}
+	if err := b.revoke(work, r, g); err != nil {
+		b.log.WarnContext(ctx, "signed out; the tokens could not be revoked", "remote", remote, "principal", p, "error", err)
+		return false, nil
+	}
+	b.log.InfoContext(ctx, "signed out, tokens revoked", "remote", remote, "principal", p)
+	return true, nil
+}
+
+// settle waits for the refresh that is in flight, if one is.
+func (h *hold) settle(ctx context.Context) {
+	h.mu.Lock()
+	call := h.refreshing
+	h.mu.Unlock()
+	if call == nil {
+		return
+	}
+	select {
+	case <-call.done:
+	case <-ctx.Done():
+	}
+}
+
+// Status is what a principal holds at a remote.
+type Status struct {
+	SignedIn    bool // a token can be had without a person
+	Issuer      string
+	Account     string // from an ID token, for display only
+	Scopes      []string
+	Expires     time.Time // of the access token; zero: unknown
+	Refreshable bool
+
+	Pending     *RequiredError // the link that waits for a browser, if one does
+	LastError   *Error         // what failed last; nil once something worked
+	LastErrorAt time.Time
+}
+
+// refusedFor is how long a refusal by the remote counts. After that the token
+// is believed again: a remote that could not reach its key set says 401, too.
+const refusedFor = 10 * time.Minute
+
+// Status says what the principal holds at the remote.
+func (b *Broker) Status(p Principal, remote string) Status {
+	var s Status
+	r := b.remotes[remote]
+	if r == nil {
+		return s
+	}
+	ctx, done, err := b.work(storeTime)
+	if err != nil {
+		return s
+	}
+	defer done()
+	now := b.now()
+	k := key{p, remote}
+	h, err := b.held(ctx, k, r)
+	if err != nil {
+		s.LastError, s.LastErrorAt = asError(remote, err), now
+		return s
+	}
+	if h != nil {
+		h.mu.Lock()
+		g := h.grant
+		if !h.dead && g.fits(r) && !g.Access.IsEmpty() {
+			s.Issuer, s.Account, s.Expires = g.Issuer, g.Account, g.Expires
+			s.Scopes = slices.Clone(g.Granted)
+			s.Refreshable = g.refreshable() && !h.final
+			refused := !h.refusedAt.IsZero() && now.Before(h.refusedAt.Add(refusedFor))
+			s.SignedIn = (g.valid(now) || s.Refreshable) && !refused
+		}
+		h.mu.Unlock()
+	}
+	if f, err := b.pending(ctx, k); err == nil && f != nil {
+		s.Pending = b.required(f)
+	}
+	s.LastError, s.LastErrorAt = b.trouble(ctx, k)
+	return s
+}
+
+// troubleRecord is what failed last for a key, as the store keeps it. It holds
+// sentences of ours only, never a cause.
+type troubleRecord struct {
+	Kind Kind
+	Say  string
+	At   time.Time
+}
+
+// noteTrouble keeps what failed for Status. A store that cannot take it is
+// reported where it matters more.
+func (b *Broker) noteTrouble(k key, err error) {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return
+	}
+	ctx, done, err := b.work(storeTime)
+	if err != nil {
+		return
+	}
+	defer done()
+	now := b.now()
+	data, err := json.Marshal(troubleRecord{e.Kind, e.Say, now})
+	if err == nil {
+		_, err = b.store.Put(ctx, bucketTroubles, k.store(), data, AnyVersion, now.Add(keepDead))
+	}
+	if err != nil {
+		b.log.Warn("keeping the last error failed", "remote", k.remote, "error", err)
+	}
+}
+
+func (b *Broker) trouble(ctx context.Context, k key) (*Error, time.Time) {
+	record, err := b.store.Get(ctx, bucketTroubles, k.store())
+	if err != nil {
+		return nil, time.Time{}
+	}
+	var t troubleRecord
+	if err := json.Unmarshal(record.Value, &t); err != nil {
+		return nil, time.Time{}
+	}
+	return &Error{Kind: t.Kind, Remote: k.remote, Say: t.Say}, t.At
+}
+
+func (b *Broker) clearTrouble(ctx context.Context, k key) {
+	if err := b.store.Delete(ctx, bucketTroubles, k.store()); err != nil {
+		b.log.WarnContext(ctx, "clearing the last error failed", "remote", k.remote, "error", err)
+	}
+}
+
+func internalError(remote string, err error) *Error {
+	return &Error{Kind: KindInternal, Remote: remote, Say: "the gateway could not read or write its store; its log says more", Err: err}
+}
+
+// asError gives any failure the form that users get.
+func asError(remote string, err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &Error{Kind: KindUnavailable, Remote: remote, Say: "it or its authorization server did not answer in time; try again", Err: err}
+	}
+	return &Error{Kind: KindInternal, Remote: remote, Say: "something went wrong inside the gateway; its log says more", Err: err}
+}

@@ -1,0 +1,492 @@
+package auth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatehouse/auth"
+)
+
+// eventually waits for what another goroutine does.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal("in vain: ", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// At 95 % of its life a token is handed out as it is, and refreshed meanwhile.
+func TestRefreshInTheBackground(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	first := w.token(auth.Local, "r0")
+	w.clock.Advance(41 * time.Minute)
+	if w.token(auth.Local, "r0") != first || w.p.count(&w.p.refreshes) != 0 {
+		t.Fatal("refreshed at 68 % of the life")
+	}
+	release := make(chan struct{})
+	w.p.set(func() {
+		w.p.token = func(http.ResponseWriter, *http.Request) bool { <-release; return false }
+	})
+	w.clock.Advance(16 * time.Minute)
+	for range 20 {
+		if w.token(auth.Local, "r0") != first {
+			t.Fatal("the valid token was not handed out")
+		}
+	}
+	close(release)
+	eventually(t, "the refresh", func() bool { return w.token(auth.Local, "r0") != first })
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+	if got := w.p.lastForm.Get("resource"); got != w.p.url("/mcp/r0") {
+		t.Errorf("resource %q", got)
+	}
+	if s := w.Status(auth.Local, "r0"); !s.Expires.Equal(w.clock.Now().Add(time.Hour)) {
+		t.Errorf("expires %v", s.Expires)
+	}
+	if n := logLines(w, "level=INFO", "grant refreshed", "duration=", "remote=r0", "principal=local"); n != 1 {
+		t.Errorf("%d lines about it in the log, want 1:\n%s", n, w.log)
+	}
+}
+
+// Many wait for one refresh of an expired token, each under its own context.
+func TestRefreshOfAnExpiredToken(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	w.clock.Advance(2 * time.Hour)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	w.p.set(func() {
+		w.p.token = func(http.ResponseWriter, *http.Request) bool { close(arrived); <-release; return false }
+	})
+	a := w.Authorizer(auth.Local, "r0")
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() {
+		_, err := a.Token(ctx)
+		left <- err
+	}()
+	<-arrived
+	tokens := make([]string, 30)
+	var wg sync.WaitGroup
+	for i := range tokens {
+		wg.Go(func() {
+			if token, err := a.Token(t.Context()); err == nil && token != nil {
+				tokens[i] = token.AccessToken
+			}
+		})
+	}
+	leave() // the first, who caused the refresh
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller who left got %v", err)
+	}
+	close(release)
+	wg.Wait()
+	for _, token := range tokens {
+		if token != secretsCanary+"-access-2" {
+			t.Errorf("token %q", token)
+		}
+	}
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+}
+
+// Without rotation the answer holds no refresh token: the old one stays.
+func TestRefreshTokenIsKeptOrReplaced(t *testing.T) {
+	for _, rotate := range []bool{false, true} {
+		t.Run(fmt.Sprint("rotate ", rotate), func(t *testing.T) {
+			w := newWorld(t, 1, nil)
+			w.p.set(func() { w.p.rotate = rotate })
+			w.signIn(auth.Local, "r0")
+			for i := range 3 {
+				w.clock.Advance(2 * time.Hour)
+				if got, want := w.token(auth.Local, "r0"), fmt.Sprintf("%s-access-%d", secretsCanary, i+2); got != want {
+					t.Fatalf("token %q, want %q", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestInvalidGrantEndsTheGrant(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	w.clock.Advance(2 * time.Hour)
+	w.p.set(func() { clear(w.p.refreshTokens) })
+	for range 3 {
+		if got := w.token(auth.Local, "r0"); got != "" {
+			t.Fatalf("token %q", got)
+		}
+	}
+	w.clock.Advance(2 * time.Hour) // longer than any pause
+	if w.token(auth.Local, "r0") != "" || w.p.count(&w.p.refreshes) != 1 {
+		t.Error("an ended grant was refreshed again")
+	}
+	if s := w.Status(auth.Local, "r0"); s.SignedIn || s.Refreshable || s.LastError == nil || s.LastError.Kind != auth.KindToken {
+		t.Errorf("status: %+v", s)
+	}
+	required := w.link(auth.Local, "r0")
+	if required.Reason != auth.ReasonExpired {
+		t.Errorf("reason %q", required.Reason)
+	}
+	if _, err := w.visit(required).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.Status(auth.Local, "r0"); !s.SignedIn || s.LastError != nil {
+		t.Errorf("status after the sign-in: %+v", s)
+	}
+}
+
+// An outage of the authorization server costs no sign-in.
+func TestOutageKeepsTheGrant(t *testing.T) {
+	down := grab(http.StatusServiceUnavailable, "text/plain", secretsCanary)
+	w := newWorld(t, 1, nil)
+	a := w.Authorizer(auth.Local, "r0")
+	w.signIn(auth.Local, "r0")
+	first := w.token(auth.Local, "r0")
+	w.p.set(func() { w.p.token = down })
+
+	w.clock.Advance(55 * time.Minute) // still valid
+	for range 5 {
+		if w.token(auth.Local, "r0") != first {
+			t.Fatal("the valid token is gone")
+		}
+	}
+	eventually(t, "the failed refresh", func() bool { return logLines(w, "refresh failed") == 1 })
+
+	w.clock.Advance(time.Hour) // expired
+	unavailable := func(err error) {
+		t.Helper()
+		e, ok := errors.AsType[*auth.Error](err)
+		if !ok || e.Kind != auth.KindUnavailable {
+			t.Fatalf("got %v, want %v", err, auth.KindUnavailable)
+		}
+	}
+	_, err := a.Token(t.Context())
+	unavailable(err)
+	before := w.p.count(&w.p.refreshes)
+	_, err = a.Token(t.Context()) // at once: not asked again
+	unavailable(err)
+	unavailable(a.Challenge(t.Context(), w.unauthorized("r0", "")))
+	if n := w.p.count(&w.p.refreshes); n != before {
+		t.Errorf("%d refreshes, want %d: no pause between them", n, before)
+	}
+	s := w.Status(auth.Local, "r0")
+	if !s.SignedIn || s.LastError == nil || s.LastError.Kind != auth.KindUnavailable || s.Pending != nil {
+		t.Errorf("status: %+v", s)
+	}
+
+	w.p.set(func() { w.p.token = nil })
+	w.clock.Advance(time.Minute)
+	if w.token(auth.Local, "r0") == "" {
+		t.Error("no token after the outage")
+	}
+	if s := w.Status(auth.Local, "r0"); s.LastError != nil {
+		t.Errorf("the outage is still told: %v", s.LastError)
+	}
+}
+
+// The authorization server disowns the client: the grant is not refreshed with
+// another one, and the next link brings a new registration.
+func TestDisownedClientAtRefresh(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	w.p.set(func() { w.p.token = grab(http.StatusUnauthorized, "application/json", `{"error":"invalid_client"}`) })
+	w.clock.Advance(2 * time.Hour)
+	if got := w.token(auth.Local, "r0"); got != "" {
+		t.Fatalf("token %q", got)
+	}
+	required := w.link(auth.Local, "r0")
+	if n := w.p.count(&w.p.registered); required.Reason != auth.ReasonExpired || n != 2 {
+		t.Errorf("reason %q, %d registrations, want 2", required.Reason, n)
+	}
+	w.p.set(func() { w.p.token = nil })
+	if _, err := w.visit(required).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if w.token(auth.Local, "r0") == "" {
+		t.Error("no token")
+	}
+}
+
+// An expired token that nothing refreshes leads to a new link at once.
+func TestExpiredWithoutRefreshToken(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.p.set(func() { w.p.noRefresh = true })
+	w.signIn(auth.Local, "r0")
+	w.clock.Advance(time.Hour)
+	if got := w.token(auth.Local, "r0"); got != "" {
+		t.Fatalf("an expired token: %q", got)
+	}
+	if s := w.Status(auth.Local, "r0"); s.SignedIn {
+		t.Errorf("status: %+v", s)
+	}
+	required := w.link(auth.Local, "r0")
+	if required.Reason != auth.ReasonExpired {
+		t.Errorf("reason %q", required.Reason)
+	}
+	if _, err := w.visit(required).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if w.token(auth.Local, "r0") == "" || !w.Status(auth.Local, "r0").SignedIn {
+		t.Error("not signed in after the second sign-in")
+	}
+}
+
+func TestUnknownExpiry(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.p.set(func() { w.p.lives = 0 })
+	w.signIn(auth.Local, "r0")
+	w.clock.Advance(365 * 24 * time.Hour)
+	if w.token(auth.Local, "r0") == "" || w.p.count(&w.p.refreshes) != 0 {
+		t.Error("a token without expires_in is not used until it is refused")
+	}
+}
+
+func TestRenew(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	a := w.Authorizer(auth.Local, "r0")
+	renew := func(token string) error { return a.Renew(t.Context(), w.unauthorized("r0", token)) }
+	if err := renew(""); !errors.Is(err, auth.ErrSignInNeeded) {
+		t.Errorf("nothing held: %v", err)
+	}
+	if w.p.count(&w.p.registered) != 0 || w.Status(auth.Local, "r0").Pending != nil {
+		t.Error("Renew started something")
+	}
+	w.signIn(auth.Local, "r0")
+	first := w.token(auth.Local, "r0")
+	if err := renew(""); err != nil {
+		t.Errorf("a token is there for a request that had none: %v", err)
+	}
+	// Many are refused at once: one refresh mends it for all.
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if err := renew(first); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	second := w.token(auth.Local, "r0")
+	if n := w.p.count(&w.p.refreshes); n != 1 || second == first {
+		t.Fatalf("%d refreshes, want 1", n)
+	}
+	// The refreshed one is refused as well: refreshing is no help.
+	if err := renew(second); !errors.Is(err, auth.ErrSignInNeeded) {
+		t.Errorf("a fresh token that is refused: %v", err)
+	}
+	required := w.link2(a, second)
+	if required.Reason != auth.ReasonRefused {
+		t.Errorf("reason %q", required.Reason)
+	}
+	if s := w.Status(auth.Local, "r0"); s.SignedIn || s.LastError == nil || s.Pending == nil {
+		t.Errorf("status: %+v", s)
+	}
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+	if _, err := w.visit(required).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if err := renew(second); err != nil {
+		t.Errorf("after the sign-in: %v", err)
+	}
+	if s := w.Status(auth.Local, "r0"); !s.SignedIn || s.LastError != nil {
+		t.Errorf("status after the sign-in: %+v", s)
+	}
+}
+
+func (w *world) link2(a *auth.Authorizer, token string) *auth.RequiredError {
+	w.t.Helper()
+	return w.required(a.Challenge(w.t.Context(), w.unauthorized("r0", token)))
+}
+
+func TestSignOut(t *testing.T) {
+	w := newWorld(t, 2, nil)
+	ctx := t.Context()
+	w.signIn(auth.Local, "r0")
+	w.signIn(auth.Local, "r1")
+	revoked, err := w.SignOut(ctx, auth.Local, "r0")
+	if err != nil || !revoked {
+		t.Errorf("signing out: %v, %v", revoked, err)
+	}
+	if want := []string{secretsCanary + "-refresh-1", secretsCanary + "-access-1"}; !slices.Equal(w.p.revoked, want) {
+		t.Errorf("revoked %q, want %q", w.p.revoked, want)
+	}
+	if w.token(auth.Local, "r0") != "" || w.Status(auth.Local, "r0").SignedIn {
+		t.Error("still signed in")
+	}
+	if w.token(auth.Local, "r1") == "" {
+		t.Error("a sibling was signed out")
+	}
+	if r := w.link(auth.Local, "r0"); r.Reason != auth.ReasonSignIn {
+		t.Errorf("reason %q", r.Reason)
+	}
+	if revoked, err := w.SignOut(ctx, auth.Local, "r0"); err != nil || revoked {
+		t.Errorf("signing out of nothing: %v, %v", revoked, err)
+	}
+	if w.Status(auth.Local, "r0").Pending != nil {
+		t.Error("a link outlived the sign-out")
+	}
+	// A server that cannot be told does not keep anybody signed in.
+	w.p.server.Close()
+	if revoked, err := w.SignOut(ctx, auth.Local, "r1"); err != nil || revoked {
+		t.Errorf("signing out without the server: %v, %v", revoked, err)
+	}
+	if w.token(auth.Local, "r1") != "" {
+		t.Error("still signed in")
+	}
+}
+
+// What a refresh brings while its owner signs out is revoked as well.
+func TestSignOutDuringARefresh(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.p.set(func() { w.p.rotate = true })
+	w.signIn(auth.Local, "r0")
+	w.clock.Advance(57 * time.Minute)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	w.p.set(func() {
+		w.p.token = func(http.ResponseWriter, *http.Request) bool { close(arrived); <-release; return false }
+	})
+	w.token(auth.Local, "r0")
+	<-arrived
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.SignOut(t.Context(), auth.Local, "r0")
+		done <- err
+	}()
+	select {
+	case <-done:
+		t.Error("did not wait for the refresh")
+		done <- nil
+	case <-time.After(20 * time.Millisecond): // long enough for one that does not wait
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if want := secretsCanary + "-refresh-2"; !slices.Contains(w.p.revoked, want) {
+		t.Errorf("revoked %q, want %q among them", w.p.revoked, want)
+	}
+	if w.token(auth.Local, "r0") != "" {
+		t.Error("still signed in")
+	}
+}
+
+func TestEnd(t *testing.T) {
+	w := newWorld(t, 2, nil)
+	p, other := auth.SessionPrincipal("a"), auth.SessionPrincipal("b")
+	w.signIn(p, "r0")
+	w.signIn(other, "r0")
+	pending := w.link(p, "r1")
+	w.End(p)
+	if w.token(p, "r0") != "" {
+		t.Error("the grant is still there")
+	}
+	if _, err := w.Begin(t.Context(), flowOf(pending)); !errors.Is(err, auth.ErrFlowUnknown) {
+		t.Errorf("the flow is still there: %v", err)
+	}
+	if w.token(other, "r0") == "" {
+		t.Error("another's grant is gone")
+	}
+}
+
+// A grant is for the remote, the issuer and the client that it was made for.
+func TestGrantOfAnotherConfig(t *testing.T) {
+	for name, change := range map[string]func(*auth.Remote){
+		"url":    func(r *auth.Remote) { r.URL += "/v2" },
+		"issuer": func(r *auth.Remote) { r.Issuer = "https://other.example" },
+		"client": func(r *auth.Remote) { r.ClientID = "another" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1, nil)
+			w.signIn(auth.Local, "r0")
+			same := w.broker(1, nil)
+			if token, err := same.Authorizer(auth.Local, "r0").Token(t.Context()); err != nil || token == nil {
+				t.Fatalf("the same config: %v, %v", token, err)
+			}
+			other := w.broker(1, func(c *auth.Config) { change(&c.Remotes[0]) })
+			if token, err := other.Authorizer(auth.Local, "r0").Token(t.Context()); err != nil || token != nil {
+				t.Errorf("the changed config: %v, %v", token, err)
+			}
+			if other.Status(auth.Local, "r0").SignedIn {
+				t.Error("signed in")
+			}
+			if logLines(w, "level=WARN", "grant not used") != 1 {
+				t.Errorf("not logged:\n%s", w.log)
+			}
+		})
+	}
+}
+
+// A remote that names another authorization server: logged, the old grant is
+// not used any more, and the user signs in anew.
+func TestIssuerChanges(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	token := w.token(auth.Local, "r0")
+	next := newProvider(t)
+	challenge := w.answer("r0", token, http.StatusForbidden, fmt.Sprintf(
+		`Bearer error="insufficient_scope", scope="write", resource_metadata=%q`, w.p.url("/.well-known/oauth-protected-resource/moved")))
+	w.p.serve("/.well-known/oauth-protected-resource/moved", map[string]any{
+		"resource": w.p.url("/mcp/r0"), "authorization_servers": []string{next.issuer()},
+	})
+	required := w.required(w.Authorizer(auth.Local, "r0").Challenge(t.Context(), challenge))
+	if required.Issuer != next.issuer() {
+		t.Fatalf("issuer %q", required.Issuer)
+	}
+	if logLines(w, "level=WARN", "event=issuer_changed", "remote=r0", "was="+w.p.issuer(), "now="+next.issuer()) != 1 {
+		t.Errorf("no event in the log:\n%s", w.log)
+	}
+	if got := w.token(auth.Local, "r0"); got != "" {
+		t.Errorf("the old issuer's token: %q", got)
+	}
+	// Another principal's sign-in at the new one is an event, too.
+	if strings.Count(w.log.String(), "issuer_changed") != 1 {
+		t.Errorf("more than one event:\n%s", w.log)
+	}
+	old := w.link(auth.SessionPrincipal("b"), "r0") // still told the old one by the well-known document
+	if old.Issuer != w.p.issuer() || strings.Count(w.log.String(), "issuer_changed") != 1 {
+		t.Errorf("issuer %q of the other, log:\n%s", old.Issuer, w.log)
+	}
+}
+
+func TestTokenIsCheap(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	a := w.Authorizer(auth.Local, "r0")
+	ctx := t.Context()
+	allocs := testing.AllocsPerRun(1000, func() {
+		if token, err := a.Token(ctx); err != nil || token == nil {
+			t.Fatal(token, err)
+		}
+	})
+	if allocs > 1 {
+		t.Errorf("%v allocations, want 1 at most", allocs)
+	}
+	// What is handed out is the caller's.
+	token, err := a.Token(ctx)
+	if err != nil || token.RefreshToken != "" {
+		t.Fatalf("%v, or the refresh token goes out", err)
+	}
+	token.AccessToken = "spoiled"
+	if w.token(auth.Local, "r0") == "spoiled" {
+		t.Error("callers share a token")
+	}
+}

@@ -1,0 +1,155 @@
+package gateway
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+const (
+	// clientIdle is how long a client with a session may be silent, without an
+	// open stream, before its session ends. Most clients leave without a word.
+	clientIdle  = 4 * time.Hour
+	clientSweep = time.Minute
+)
+
+// clients are the MCP sessions of the legacy era over HTTP, by their ids.
+type clients struct {
+	g     *Gateway
+	limit int
+
+	mu   sync.Mutex // guards byID and what is in it
+	byID map[string]*client
+
+	stop     chan struct{}
+	stopOnce sync.Once
+	done     sync.WaitGroup
+}
+
+// client is one connected MCP session.
+type client struct {
+	id      string
+	session *mcp.ServerSession
+	view    *view
+	active  int       // requests being served, the event stream included
+	seen    time.Time // when the last one ended
+}
+
+func newClients(g *Gateway, limit int) *clients {
+	c := &clients{g: g, limit: limit, byID: map[string]*client{}, stop: make(chan struct{})}
+	c.done.Go(c.sweep)
+	return c
+}
+
+// add notes a session that has been initialized. Stdio has no id and is not noted.
+func (c *clients) add(ss *mcp.ServerSession, v *view) {
+	if ss.ID() == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.byID[ss.ID()] = &client{id: ss.ID(), session: ss, view: v, seen: c.g.now()}
+}
+
+// enter finds a client and counts a request of it; leave ends the request.
+func (c *clients) enter(id string) (cl *client, leave func(), ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cl, ok = c.byID[id]; !ok {
+		return nil, nil, false
+	}
+	cl.active++
+	return cl, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		cl.active--
+		cl.seen = c.g.now()
+	}, true
+}
+
+func (c *clients) has(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID[id] != nil
+}
+
+// makeRoom reports whether one more client fits. When all places are taken,
+// the one that has been silent the longest gives up its own.
+func (c *clients) makeRoom() bool {
+	c.mu.Lock()
+	var oldest *client
+	full := len(c.byID) >= c.limit
+	if full {
+		for _, cl := range c.byID {
+			if cl.active == 0 && (oldest == nil || cl.seen.Before(oldest.seen)) {
+				oldest = cl
+			}
+		}
+	}
+	c.mu.Unlock()
+	if !full {
+		return true
+	}
+	if oldest == nil {
+		return false
+	}
+	c.g.log.Warn("session ended to make room: gateway.limits.sessions is reached", "session", shortID(oldest.id))
+	c.end(oldest)
+	return true
+}
+
+// end closes a client's session; an isolated one takes its grants with it.
+func (c *clients) end(cl *client) {
+	c.mu.Lock()
+	known := c.byID[cl.id] == cl
+	delete(c.byID, cl.id)
+	c.mu.Unlock()
+	if !known {
+		return
+	}
+	cl.session.Close()
+	if cl.view.principal.Ephemeral() {
+		c.g.end(cl.view.principal)
+	}
+}
+
+// sweep ends the clients that have gone away.
+func (c *clients) sweep() {
+	ticker := time.NewTicker(clientSweep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-ticker.C:
+		}
+		for _, cl := range c.idle() {
+			c.g.log.Info("session ended: idle", "session", shortID(cl.id))
+			c.end(cl)
+		}
+	}
+}
+
+func (c *clients) idle() (gone []*client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := c.g.now().Add(-clientIdle)
+	for _, cl := range c.byID {
+		if cl.active == 0 && cl.seen.Before(limit) {
+			gone = append(gone, cl)
+		}
+	}
+	return gone
+}
+
+func (c *clients) close() {
+	c.stopOnce.Do(func() { close(c.stop) })
+	c.done.Wait()
+}
+
+// shortID is as much of a session's id as a log may hold.
+func shortID(id string) slog.Value {
+	return slog.StringValue(id[:min(len(id), 8)])
+}

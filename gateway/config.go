@@ -1,0 +1,683 @@
+package gateway
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"gatehouse/auth/secret"
+)
+
+// Config is a checked configuration with its defaults filled in.
+type Config struct {
+	Servers []Server // in the file's order, those that do not run included
+	Gateway Settings
+	dir     string // of the file: paths in it are relative to there
+}
+
+// Server is one entry of mcpServers: a remote.
+type Server struct {
+	Name           string
+	URL            *url.URL // nil unless Type is http or sse
+	Type           string   // http | sse | stdio
+	Headers        map[string]secret.Text
+	Timeout        time.Duration // of one call
+	Disabled       bool
+	Unsupported    string  // why it cannot run in this version; empty: it can
+	Prefix         *string // nil: the name
+	Tools          Tools
+	AllowAddresses []netip.Prefix
+	TLS            TLS
+	Auth           Auth
+}
+
+// Tools are globs over the remote's own tool names.
+type Tools struct {
+	Allow []string `json:"allow"` // empty: all
+	Deny  []string `json:"deny"`  // wins over Allow
+}
+
+// TLS is towards a remote; the fields but ServerName are files.
+type TLS struct {
+	CA         string `json:"ca"` // adds to the system's roots
+	Cert       string `json:"cert"`
+	Key        string `json:"key"`
+	ServerName string `json:"serverName"`
+}
+
+// Auth is how one signs in to a remote.
+type Auth struct {
+	Type                    string // oauth | none
+	Issuer                  string // empty: as discovered, and pinned at first use
+	ClientID                string
+	ClientSecret            secret.Text
+	ClientSecretFile        string
+	TokenEndpointAuthMethod string // empty: what the authorization server lists
+	CallbackPath            string // empty: the gateway's
+	Scopes                  []string
+}
+
+// Settings are the gateway's own.
+type Settings struct {
+	Listen       string
+	PublicURL    string // without a trailing slash; empty: http://<listen>
+	AllowedHosts []string
+	Sessions     string // isolated | shared
+	CA, Proxy    string
+	OAuth        OAuth
+	Limits       Limits
+	Log          Log
+}
+
+// OAuth is about signing in to remotes.
+type OAuth struct {
+	Enabled           bool
+	ClientName        string
+	Scopes            []string // of the Client ID Metadata Document
+	MetadataPath      string
+	ClientMetadataURL string
+	CallbackPath      string
+	CallbackPort      int // of stdio's loopback listener; 0: any
+}
+
+// Limits bound what clients and browsers may ask for.
+type Limits struct {
+	CallbackPerMinute      int `json:"callbackPerMinute"` // from one address
+	CallbackPerMinuteTotal int `json:"callbackPerMinuteTotal"`
+	Sessions               int `json:"sessions"`
+	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
+	BodyBytes              int `json:"bodyBytes"`
+
+	CallsInFlight  int `json:"callsInFlight" later:"true"`
+	CallsPerSecond int `json:"callsPerSecond" later:"true"`
+	ExchangeCache  int `json:"exchangeCache" later:"true"`
+}
+
+// Log is how the gateway logs.
+type Log struct {
+	Level  string `json:"level"`
+	Format string `json:"format"`
+}
+
+// The file's own shape, before it is checked. The names are the contract.
+
+type configFile struct {
+	Schema  string       `json:"$schema"`
+	Servers struct{}     `json:"mcpServers"` // read on its own: the order counts
+	Gateway settingsFile `json:"gateway"`
+}
+
+type serverFile struct {
+	Type           string            `json:"type"`
+	URL            string            `json:"url"`
+	Headers        map[string]string `json:"headers"`
+	Timeout        string            `json:"timeout"`
+	Disabled       bool              `json:"disabled"`
+	Prefix         *string           `json:"prefix"`
+	Tools          Tools             `json:"tools"`
+	AllowAddresses []string          `json:"allowAddresses"`
+	TLS            TLS               `json:"tls"`
+	Auth           authFile          `json:"auth"`
+	Command        string            `json:"command"`
+	Args           []string          `json:"args"`
+	Env            map[string]string `json:"env"`
+	Cwd            string            `json:"cwd"`
+}
+
+type authFile struct {
+	Type                    string   `json:"type"`
+	Issuer                  string   `json:"issuer"`
+	ClientID                string   `json:"clientId"`
+	ClientSecret            string   `json:"clientSecret"`
+	ClientSecretFile        string   `json:"clientSecretFile"`
+	TokenEndpointAuthMethod string   `json:"tokenEndpointAuthMethod"`
+	CallbackPath            string   `json:"callbackPath"`
+	Scopes                  []string `json:"scopes"`
+
+	PrivateKeyFile     string `json:"privateKeyFile" later:"true"`
+	SSOGroup           string `json:"ssoGroup" later:"true"`
+	Audience           string `json:"audience" later:"true"`
+	Resource           string `json:"resource" later:"true"`
+	TokenEndpoint      string `json:"tokenEndpoint" later:"true"`
+	ConnectorID        string `json:"connectorId" later:"true"`
+	ExpectedIssuer     string `json:"expectedIssuer" later:"true"`
+	SubjectTokenType   string `json:"subjectTokenType" later:"true"`
+	RequestedTokenType string `json:"requestedTokenType" later:"true"`
+	TLS                TLS    `json:"tls" later:"true"`
+}
+
+type settingsFile struct {
+	Listen       string    `json:"listen"`
+	PublicURL    string    `json:"publicUrl"`
+	AllowedHosts []string  `json:"allowedHosts"`
+	Sessions     string    `json:"sessions"`
+	CA           string    `json:"ca"`
+	Proxy        string    `json:"proxy"`
+	OAuth        oauthFile `json:"oauth"`
+	Limits       Limits    `json:"limits"`
+	Log          Log       `json:"log"`
+	Store        storeFile `json:"store"`
+
+	SSE            bool       `json:"sse" later:"true"`
+	Auth           *anyObject `json:"auth" later:"true"`
+	TLS            TLS        `json:"tls" later:"true"`
+	TrustedProxies []string   `json:"trustedProxies" later:"true"`
+	Metrics        struct {
+		Listen string `json:"listen"`
+	} `json:"metrics" later:"true"`
+	Audit struct {
+		File string `json:"file"`
+	} `json:"audit" later:"true"`
+}
+
+type oauthFile struct {
+	Enabled           *bool    `json:"enabled"`
+	ClientName        string   `json:"clientName"`
+	Scopes            []string `json:"scopes"`
+	MetadataPath      string   `json:"metadataPath"`
+	ClientMetadataURL string   `json:"clientMetadataUrl"`
+	CallbackPath      string   `json:"callbackPath"`
+	CallbackPort      int      `json:"callbackPort"`
+}
+
+type storeFile struct {
+	Type string `json:"type"`
+
+	Path    string `json:"path" later:"true"`
+	URL     string `json:"url" later:"true"`
+	Prefix  string `json:"prefix" later:"true"`
+	CA      string `json:"ca" later:"true"`
+	KeyFile string `json:"keyFile" later:"true"`
+	KeyEnv  string `json:"keyEnv" later:"true"`
+	Keyring bool   `json:"keyring" later:"true"`
+}
+
+// anyObject is an object that is refused as a whole, whatever is in it.
+type anyObject struct{}
+
+const notYet = "not supported yet"
+
+// ParseConfig reads a config; name is its file, which paths in it are relative
+// to, and getenv looks variables up. All problems come at once, as a
+// [*ConfigError].
+func ParseConfig(name string, data []byte, getenv func(string) (string, bool)) (*Config, []Note, error) {
+	r := &reader{data: data, getenv: getenv, offsets: map[string]int{"": 0}}
+	c := &Config{dir: filepath.Dir(name)}
+	if root, ok := r.parse(); ok {
+		c.read(r, root)
+	}
+	if err := r.err(name); err != nil {
+		return nil, nil, err
+	}
+	return c, r.notes, nil
+}
+
+// Path resolves a path that stands in the config.
+func (c *Config) Path(file string) string {
+	if filepath.IsAbs(file) {
+		return file
+	}
+	return filepath.Join(c.dir, file)
+}
+
+// Running returns the remotes that run, in the file's order.
+func (c *Config) Running() []*Server {
+	var out []*Server
+	for i := range c.Servers {
+		if s := &c.Servers[i]; !s.Disabled && s.Unsupported == "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// ToolPrefix is what the remote's tool names begin with; empty: nothing.
+func (s *Server) ToolPrefix() string {
+	if s.Prefix != nil {
+		return *s.Prefix
+	}
+	return s.Name
+}
+
+// SetListen overrides gateway.listen.
+func (c *Config) SetListen(address string) error {
+	if say := checkListen(address); say != "" {
+		return fmt.Errorf("--listen: %s", say)
+	}
+	c.Gateway.Listen = address
+	return nil
+}
+
+// ReadSecretFile reads a file that holds one secret. A file that others may
+// read holds none.
+func ReadSecretFile(file string) (secret.Text, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
+	}
+	if loose := info.Mode().Perm() & 0o077; loose != 0 {
+		return secret.Text{}, fmt.Errorf("%s can be read by others (mode %#o): chmod 600 it", file, info.Mode().Perm()&fs.ModePerm)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
+	}
+	text := strings.TrimRight(string(data), "\r\n")
+	if text == "" {
+		return secret.Text{}, fmt.Errorf("%s is empty: it should hold a secret", file)
+	}
+	return secret.New(text), nil
+}
+
+func (c *Config) read(r *reader, root value) {
+	members, ok := r.members(root, "")
+	if !ok {
+		return
+	}
+	var file configFile
+	var servers bool
+	for _, m := range members {
+		switch name := nameOf(m); name {
+		case "$schema":
+		case "mcpServers":
+			servers = true
+			c.readServers(r, m.Value)
+		case "gateway":
+			r.decode(m.Value, "gateway", reflect.ValueOf(&file.Gateway).Elem(), nil)
+		case "servers":
+			r.problemAt(m.Name.StartOffset, name, "this is VS Code's form: rename the key to mcpServers")
+			servers = true
+		default:
+			r.offsets[name] = m.Name.StartOffset
+			r.note(name, "unknown key, ignored%s", didYouMean(name, []string{"mcpServers", "gateway", "$schema"}))
+		}
+	}
+	if !servers || len(c.Servers) == 0 && len(r.problems) == 0 {
+		r.problem("mcpServers", `names no remote: write "mcpServers": {"notes": {"url": "https://notes.example.com/mcp"}}`)
+	}
+	c.readGateway(r, &file.Gateway)
+}
+
+func (c *Config) readServers(r *reader, v value) {
+	const at = "mcpServers"
+	r.offsets[at] = v.StartOffset
+	members, ok := r.members(v, at)
+	if !ok {
+		return
+	}
+	prefixes := map[string]string{}
+	for _, m := range members {
+		name := nameOf(m)
+		r.offsets[join(at, name)] = m.Name.StartOffset
+		server := readServer(r, join(at, name), name, m.Value)
+		c.Servers = append(c.Servers, server)
+		if prefix := sanitize(server.ToolPrefix()); !server.Disabled && server.Unsupported == "" && prefix != "" {
+			if other, taken := prefixes[prefix]; taken {
+				r.note(join(at, name), "its tools have the same prefix as those of %s: where names meet, the later one gets a suffix", other)
+			}
+			prefixes[prefix] = name
+		}
+	}
+}
+
+func readServer(r *reader, at, name string, v value) Server {
+	var f serverFile
+	f.Disabled = boolMember(v, "disabled")
+	r.lenient = f.Disabled || hasMember(v, "command")
+	defer func() { r.lenient = false }()
+	known := jsonKeys(reflect.TypeFor[serverFile]())
+	v = clientForms(r, at, v)
+	r.decode(v, at, reflect.ValueOf(&f).Elem(), func(path, key string) {
+		r.note(path, "not a key of the gateway's, ignored%s", didYouMean(key, known))
+	})
+	s := Server{Name: name, Disabled: f.Disabled, Prefix: f.Prefix, Tools: f.Tools, TLS: f.TLS, Timeout: 60 * time.Second}
+	checkName(r, at, &s)
+	s.Type = checkType(r, at, &f)
+	switch s.Type {
+	case "stdio":
+		s.Unsupported = "local commands are " + notYet
+		if f.Command == "" {
+			r.problem(at, `has neither "url" nor "command"`)
+		}
+		return s
+	case "sse":
+		s.Unsupported = "the deprecated HTTP+SSE transport is " + notYet
+	}
+	if f.Command != "" {
+		r.problem(at+".command", `"url" and "command" exclude each other`)
+	}
+	s.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
+	s.URL = checkRemoteURL(r, at+".url", f.URL, s.AllowAddresses)
+	s.Headers = checkHeaders(r, at+".headers", f.Headers)
+	if f.Timeout != "" {
+		d, err := time.ParseDuration(f.Timeout)
+		if err != nil || d <= 0 || d > time.Hour {
+			r.problem(at+".timeout", `must be a duration such as "60s", at most 1h`)
+		}
+		s.Timeout = d
+	}
+	for list, patterns := range map[string][]string{"allow": f.Tools.Allow, "deny": f.Tools.Deny} {
+		for i, pattern := range patterns {
+			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+				r.problem(fmt.Sprintf("%s.tools.%s.%d", at, list, i), "is not a pattern: * stands for anything, ? for one character")
+			}
+		}
+	}
+	if (f.TLS.Cert == "") != (f.TLS.Key == "") {
+		r.problem(at+".tls", `"cert" and "key" go together`)
+	}
+	s.Auth = checkAuth(r, at+".auth", &f.Auth, s.AllowAddresses)
+	return s
+}
+
+// clientForms takes what clients write in their own way out of an entry:
+// a timeout as a number, a list of tools.
+func clientForms(r *reader, at string, v value) value {
+	object, ok := v.Value.(*object)
+	if !ok {
+		return v
+	}
+	kept := *object
+	kept.Members = slices.DeleteFunc(slices.Clone(object.Members), func(m member) bool {
+		name := nameOf(m)
+		kind := m.Value.Value.Kind()
+		foreign := name == "timeout" && kind == '0' || name == "tools" && kind == '[' || name == "auth" && kind == '"'
+		if foreign {
+			r.offsets[join(at, name)] = m.Name.StartOffset
+			r.note(join(at, name), "in a form that only clients know, ignored")
+		}
+		return foreign
+	})
+	v.Value = &kept
+	return v
+}
+
+func checkName(r *reader, at string, s *Server) {
+	switch {
+	case s.Name == "" || len(s.Name) > 64 || strings.ContainsFunc(s.Name, func(c rune) bool { return c < ' ' || c == 0x7f || c == '/' }):
+		r.problem(at, "a remote's name is 1 to 64 characters, without control characters and slashes")
+	case sanitize(s.Name) == ownPrefix:
+		r.problem(at, "a remote may not be called %q: that is the gateway's own prefix", ownPrefix)
+	case s.Prefix != nil && sanitize(*s.Prefix) == ownPrefix:
+		r.problem(at+".prefix", "%q is the gateway's own prefix", ownPrefix)
+	case s.Prefix != nil && len(*s.Prefix) > 40:
+		r.problem(at+".prefix", "is longer than 40 characters, which leaves too few for the tools' names")
+	}
+}
+
+// checkType returns http, sse or stdio; without a type, what else is there decides.
+func checkType(r *reader, at string, f *serverFile) string {
+	switch f.Type {
+	case "http", "streamable-http", "streamableHttp", "sse":
+		if f.URL == "" {
+			r.problem(at, `has no "url"`)
+		}
+		if f.Type == "sse" {
+			return "sse"
+		}
+		return "http"
+	case "stdio", "local":
+		return "stdio"
+	case "":
+		if f.URL != "" {
+			return "http"
+		}
+		return "stdio"
+	}
+	r.problem(at+".type", "must be http, sse or stdio")
+	return "http"
+}
+
+func checkRemoteURL(r *reader, at, raw string, allow []netip.Prefix) *url.URL {
+	if raw == "" {
+		return &url.URL{} // said already
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https":
+		r.problem(at, "must be an http or https URL")
+		return &url.URL{}
+	case u.User != nil:
+		r.problem(at, "must not hold a user name or password: use headers or auth")
+	case u.Fragment != "":
+		r.problem(at, "must not have a fragment (#…)")
+	case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
+		r.problem(at, "plain http is for loopback only: use https, or list the remote's address in allowAddresses")
+	}
+	return u
+}
+
+// plainAllowed reports whether http could be allowed there; what a name leads
+// to is judged when it is dialed.
+func plainAllowed(host string, allow []netip.Prefix) bool {
+	if isLoopbackName(host) {
+		return true
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
+	}
+	return len(allow) > 0
+}
+
+func checkAddresses(r *reader, at string, list []string) []netip.Prefix {
+	var out []netip.Prefix
+	for i, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if addr, addrErr := netip.ParseAddr(s); addrErr == nil {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil {
+			r.problem(fmt.Sprintf("%s.%d", at, i), "must be an address or a network, such as 10.0.0.0/8")
+			continue
+		}
+		out = append(out, p.Masked())
+	}
+	return out
+}
+
+func checkHeaders(r *reader, at string, headers map[string]string) map[string]secret.Text {
+	out := make(map[string]secret.Text, len(headers))
+	for name, value := range headers {
+		if !isToken(name) {
+			r.problem(at, "holds a name that is not a header's")
+		}
+		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
+			r.problem(join(at, name), "holds control characters")
+		}
+		out[name] = secret.New(value)
+	}
+	return out
+}
+
+// isToken reports whether s is a token of RFC 9110, section 5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool {
+		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
+	})
+}
+
+func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
+	a := Auth{
+		Type: f.Type, Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret),
+		ClientSecretFile: f.ClientSecretFile, TokenEndpointAuthMethod: f.TokenEndpointAuthMethod,
+		CallbackPath: f.CallbackPath, Scopes: f.Scopes,
+	}
+	switch f.Type {
+	case "":
+		a.Type = "oauth"
+	case "oauth":
+	case "none":
+		if !isOff(reflect.ValueOf(*f).FieldByName("Issuer")) || f.ClientID != "" || f.ClientSecret != "" || f.ClientSecretFile != "" || len(f.Scopes) > 0 {
+			r.problem(at, `says "none", and more that would have no effect`)
+		}
+	case "forward", "exchange", "idJag", "clientCredentials":
+		r.problem(at+".type", "%q is %s", f.Type, notYet)
+	default:
+		r.problem(at+".type", "must be oauth or none")
+	}
+	if f.Issuer != "" {
+		u, err := url.Parse(f.Issuer)
+		switch {
+		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+			r.problem(at+".issuer", "must be the https URL of an issuer, without query and fragment")
+		case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
+			r.problem(at+".issuer", "plain http is for loopback only: use https, or list its address in allowAddresses")
+		}
+	}
+	if f.ClientSecret != "" && f.ClientSecretFile != "" {
+		r.problem(at, `"clientSecret" and "clientSecretFile" exclude each other`)
+	}
+	if f.ClientID == "" && (f.ClientSecret != "" || f.ClientSecretFile != "" || f.TokenEndpointAuthMethod != "" || f.CallbackPath != "") {
+		r.problem(at, `has settings of a registered client, but no "clientId"`)
+	}
+	switch f.TokenEndpointAuthMethod {
+	case "", "none", "client_secret_basic", "client_secret_post":
+	default:
+		r.problem(at+".tokenEndpointAuthMethod", "must be client_secret_basic, client_secret_post or none")
+	}
+	checkPath(r, at+".callbackPath", f.CallbackPath)
+	for i, scope := range f.Scopes {
+		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
+			r.problem(fmt.Sprintf("%s.scopes.%d", at, i), "is not one scope: write each as an element of its own")
+		}
+	}
+	return a
+}
+
+// checkPath checks a path that the gateway is to serve.
+func checkPath(r *reader, at, p string) {
+	if p == "" {
+		return
+	}
+	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
+	switch {
+	case !strings.HasPrefix(p, "/") || p == "/" || path.Clean(p) != p || strings.ContainsAny(p, "{}?#%\\ "):
+		r.problem(at, "must be a plain path that begins with a slash, such as /oauth/callback")
+	case slices.ContainsFunc(taken, func(t string) bool { return p == t || strings.HasPrefix(p, t+"/") }):
+		r.problem(at, "is a path that the gateway needs itself")
+	}
+}
+
+func (c *Config) readGateway(r *reader, f *settingsFile) {
+	const at = "gateway"
+	g := &c.Gateway
+	*g = Settings{
+		Listen: or(f.Listen, "127.0.0.1:8080"), PublicURL: strings.TrimSuffix(f.PublicURL, "/"), AllowedHosts: f.AllowedHosts,
+		Sessions: or(f.Sessions, "isolated"), CA: f.CA, Proxy: f.Proxy,
+		OAuth: OAuth{
+			Enabled: f.OAuth.Enabled == nil || *f.OAuth.Enabled, ClientName: or(f.OAuth.ClientName, "Gatehouse"), Scopes: f.OAuth.Scopes,
+			MetadataPath: or(f.OAuth.MetadataPath, "/.well-known/oauth-client.json"), ClientMetadataURL: f.OAuth.ClientMetadataURL,
+			CallbackPath: or(f.OAuth.CallbackPath, "/oauth/callback"), CallbackPort: f.OAuth.CallbackPort,
+		},
+		Limits: f.Limits,
+		Log:    Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
+	}
+	if say := checkListen(g.Listen); say != "" {
+		r.problem(at+".listen", "%s", say)
+	}
+	checkPublicURL(r, at+".publicUrl", g.PublicURL)
+	for i, host := range g.AllowedHosts {
+		if u, err := url.Parse("//" + host); err != nil || u.Host != host || u.Hostname() == "" {
+			r.problem(fmt.Sprintf("%s.allowedHosts.%d", at, i), "must be a host, with a port or without")
+		}
+	}
+	oneOf(r, at+".sessions", g.Sessions, "isolated", "shared")
+	if u, err := url.Parse(g.Proxy); g.Proxy != "" && (err != nil || u.Host == "") {
+		r.problem(at+".proxy", "must be a URL, such as http://proxy.example.com:3128")
+	}
+	if t := f.Store.Type; t == "file" || t == "redis" {
+		r.problem(at+".store.type", "%q is %s: memory is what there is", t, notYet)
+	} else if t != "" && t != "memory" {
+		r.problem(at+".store.type", "must be memory")
+	}
+	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
+	checkPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
+	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {
+		r.problem(at+".oauth.metadataPath", "is where callbacks arrive")
+	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if p := s.Auth.CallbackPath; p != "" && (p == g.OAuth.MetadataPath || path.Dir(p) == g.OAuth.CallbackPath) {
+			r.problem(join("mcpServers", s.Name)+".auth.callbackPath", "is a path that the gateway needs itself")
+		}
+	}
+	if u, err := url.Parse(g.OAuth.ClientMetadataURL); g.OAuth.ClientMetadataURL != "" &&
+		(err != nil || u.Scheme != "https" || u.Host == "" || u.Path == "" || u.Path == "/" || u.Fragment != "" || u.User != nil) {
+		// "client_id [...] MUST use the https scheme and contain a path component"
+		r.problem(at+".oauth.clientMetadataUrl", "must be an https URL with a path")
+	}
+	if p := g.OAuth.CallbackPort; p < 0 || p > 65535 {
+		r.problem(at+".oauth.callbackPort", "must be a port, or 0 for any")
+	}
+	oneOf(r, at+".log.level", g.Log.Level, "debug", "info", "warn", "error")
+	oneOf(r, at+".log.format", g.Log.Format, "auto", "text", "json")
+	for _, limit := range []struct {
+		name  string
+		value *int
+		def   int
+		max   int
+	}{
+		{"callbackPerMinute", &g.Limits.CallbackPerMinute, 20, 1_000_000},
+		{"callbackPerMinuteTotal", &g.Limits.CallbackPerMinuteTotal, 500, 1_000_000},
+		{"sessions", &g.Limits.Sessions, 10_000, 1_000_000},
+		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1_000},
+		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1 << 30},
+	} {
+		path := at + ".limits." + limit.name
+		if _, given := r.offsets[path]; !given {
+			*limit.value = limit.def
+		} else if *limit.value < 1 || *limit.value > limit.max {
+			r.problem(path, "must be from 1 to %d", limit.max)
+		}
+	}
+}
+
+// checkListen refuses what others could reach: without inbound auth everybody
+// who connects would act as this user.
+func checkListen(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "" {
+		return "must be host:port, such as 127.0.0.1:8080"
+	}
+	if !isLoopbackName(host) {
+		return fmt.Sprintf("%s can be reached from other machines, which needs inbound sign-in, and that is %s: listen on 127.0.0.1:%s", address, notYet, port)
+	}
+	return ""
+}
+
+func checkPublicURL(r *reader, at, raw string) {
+	if raw == "" {
+		return
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil:
+		r.problem(at, "must be an https URL")
+	case u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+		r.problem(at, "must be an origin: no path, query or fragment")
+	case u.Scheme == "http" && !isLoopbackName(u.Hostname()):
+		r.problem(at, "plain http is for loopback only: use https")
+	}
+}
+
+func oneOf(r *reader, at, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		r.problem(at, "must be one of %s", strings.Join(allowed, ", "))
+	}
+}
+
+func or(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"gatehouse/session/rawjson"
+)
+
+// caller is who sent a request, as far as its answer depends on it.
+type caller struct {
+	view   *view
+	modern bool // protocol 2026-07-28 or newer
+}
+
+// handle answers one request of a client. Params and result are the exact
+// bytes; what the SDK makes of them stays in the adapter (server.go).
+func (g *Gateway) handle(ctx context.Context, c caller, method string, params json.RawMessage) (json.RawMessage, error) {
+	switch method {
+	case "tools/list":
+		return g.listTools(ctx, c, params)
+	case "tools/call":
+		return g.callTool(ctx, c, params)
+	}
+	return nil, fmt.Errorf("%w: %s", errUnknownMethod, method)
+}
+
+func (g *Gateway) listTools(ctx context.Context, c caller, params json.RawMessage) (json.RawMessage, error) {
+	if len(params) > 0 {
+		got, err := rawjson.Get(params, "cursor")
+		if err != nil {
+			return nil, &invalidParams{"the params of tools/list are not an object"}
+		}
+		// All tools are on one page, so no cursor was ever given out.
+		if got[0] != nil {
+			return nil, &invalidParams{"unknown cursor"}
+		}
+	}
+	list := c.view.list(ctx).list
+	out := make(json.RawMessage, 0, len(list)+len(`{"tools":}`))
+	out = append(out, `{"tools":`...)
+	out = append(out, list...)
+	return append(out, '}'), nil
+}
+
+// callTool is the one path of every tool call: the name is looked up in the
+// merged catalog, which holds only what may be called, and the call goes to
+// the gateway's own tool or to the remote.
+func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage) (json.RawMessage, error) {
+	got, err := rawjson.Get(params, "name", "arguments")
+	if err != nil {
+		return nil, &invalidParams{"the params of tools/call are not an object with a name"}
+	}
+	name, ok := rawjson.String(got[0])
+	if !ok {
+		return nil, &invalidParams{"tools/call needs the name of a tool"}
+	}
+	t, err := g.find(ctx, c.view, name)
+	if err != nil {
+		return renderCall(err, g.now())
+	}
+	if t.remote == "" {
+		return g.callOwn(ctx, c, t.name, got[1], params)
+	}
+	outgoing, err := rename(params, t.original)
+	if err == nil && c.modern {
+		outgoing, err = withoutEnvelope(outgoing)
+	}
+	if err != nil {
+		return nil, &invalidParams{"the params of tools/call cannot be read"}
+	}
+	result, err := c.view.session.Call(ctx, t.remote, "tools/call", outgoing, nil)
+	if err != nil {
+		g.logFailure(ctx, c, t.remote, "calling a tool", err)
+		return renderCall(err, g.now())
+	}
+	return result, nil
+}
+
+// withoutEnvelope removes from a request's _meta what protocol 2026-07-28 says
+// there about client and connection. It is between the client and the gateway;
+// the remote has its own with the gateway.
+func withoutEnvelope(params json.RawMessage) (json.RawMessage, error) {
+	got, err := rawjson.Get(params, "_meta")
+	if err != nil || got[0] == nil {
+		return params, err
+	}
+	meta, err := rawjson.Delete(got[0], func(key string) bool {
+		return strings.HasPrefix(key, "io.modelcontextprotocol/")
+	})
+	if err != nil {
+		return nil, err
+	}
+	return rawjson.Set(params, "_meta", meta)
+}
+
+// find looks a tool up. A name that is not listed but carries the prefix of a
+// remote whose tools are not known yet is worth a connection: that is the
+// first call of a client that has the name from elsewhere, and where a
+// sign-in is asked for.
+func (g *Gateway) find(ctx context.Context, v *view, name string) (tool, error) {
+	if t, ok := v.now().lookup(name); ok {
+		return t, nil
+	}
+	owner := g.names.owner(name)
+	if owner < 0 {
+		return tool{}, unknownTool(name)
+	}
+	remote := g.cfg.Running()[owner].Name
+	if !v.known(remote) {
+		if err := v.session.Connect(ctx, remote); err != nil {
+			g.logFailure(ctx, caller{view: v}, remote, "connecting for a first call", err)
+			return tool{}, err
+		}
+		if t, ok := v.now().lookup(name); ok {
+			return t, nil
+		}
+	}
+	return tool{}, unknownTool(name)
+}
+
+func unknownTool(name string) error {
+	if len(name) > maxName {
+		name = name[:maxName] + "…"
+	}
+	return &invalidParams{fmt.Sprintf("unknown tool %q: gateway_find_tools searches all that there are", name)}
+}
+
+// logFailure writes the cause of what the client gets as a sentence.
+func (g *Gateway) logFailure(ctx context.Context, c caller, remote, doing string, err error) {
+	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
+}

@@ -1,0 +1,23 @@
+// Package gateway is what a client and a browser see of Gatehouse.
+//
+// A request takes this way, and its answer comes back on it:
+//
+//   - http.go takes it in: Host and Origin are checked, the body is read within
+//     its limit, and the era and the session choose a [view] and one of the
+//     SDK's two handlers. stdio.go does the same for a pipe.
+//   - server.go is the adapter: SDK types stop here, exact bytes go on. It hands
+//     tools/list and tools/call to the core and leaves the handshake, pings and
+//     subscriptions to the SDK.
+//   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
+//     names.go) and sends the call to the remote, or to the gateway's own tools
+//     (tools.go).
+//   - errors.go is the one place where errors become results, JSON-RPC errors
+//     and pages.
+//
+// A sign-in that such a call asks for continues in pages.go: the link begins
+// the flow, the callback finishes it, connects the session, and says what came
+// of it. The client is told by list_changed (view.go) and repeats its call.
+//
+// config.go reads the configuration. Nothing in this package looks at flags or
+// the environment.
+package gateway

@@ -1,0 +1,189 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+
+	"gatehouse/auth"
+	"gatehouse/session"
+)
+
+// This file is the one place where errors become answers: results and errors
+// of MCP for the client, pages for the browser. The client gets a sentence
+// with what to do next; the cause goes to the log.
+
+// Outcomes of the gateway's own.
+var (
+	errUnknownMethod = errors.New("method not found")
+	errTooMany       = errors.New("too many requests")
+	errDraining      = errors.New("the gateway is shutting down")
+)
+
+// invalidParams says what was wrong with the params of a request.
+type invalidParams struct{ say string }
+
+func (e *invalidParams) Error() string { return e.say }
+
+// metaAuthRequired is the key under _meta of a result that asks for a sign-in.
+const metaAuthRequired = "gatehouse/auth_required"
+
+// authRequired is what a client gets as JSON when a person has to sign in.
+type authRequired struct {
+	Status     string `json:"status"` // always "auth_required"
+	AuthURL    string `json:"auth_url"`
+	ServerName string `json:"server_name"`
+	Message    string `json:"message"`
+}
+
+func newAuthRequired(e *auth.RequiredError, now time.Time) authRequired {
+	var why string
+	switch e.Reason {
+	case auth.ReasonExpired:
+		why = "The sign-in at %s has run out."
+	case auth.ReasonRefused:
+		why = "%s no longer accepts the sign-in that was made for it."
+	case auth.ReasonMoreScopes:
+		why = "%s asks for more permissions than were granted."
+	case auth.ReasonSignIn:
+		why = "%s needs you to sign in."
+	}
+	minutes := max(1, int(e.Expires.Sub(now).Round(time.Minute)/time.Minute))
+	return authRequired{
+		Status:     "auth_required",
+		AuthURL:    e.AuthURL,
+		ServerName: e.Remote,
+		Message: fmt.Sprintf(why+" Open this link in your browser: %s — then repeat the same call. The link works for %s.",
+			e.Remote, e.AuthURL, plural(minutes, "minute")),
+	}
+}
+
+func plural(n int, unit string) string {
+	if n == 1 {
+		return "1 " + unit
+	}
+	return fmt.Sprintf("%d %ss", n, unit)
+}
+
+// signInResult is the tool result that asks for a sign-in: a sentence for
+// people and models first, the JSON second and under _meta. It has no
+// structuredContent, which would have to fit the tool's outputSchema.
+func signInResult(e *auth.RequiredError, now time.Time, isError bool) (json.RawMessage, error) {
+	required := newAuthRequired(e, now)
+	data, err := json.Marshal(required)
+	if err != nil {
+		return nil, fmt.Errorf("encoding auth_required: %w", err)
+	}
+	return json.Marshal(toolResult{
+		Meta:    map[string]any{metaAuthRequired: json.RawMessage(data)},
+		Content: []textContent{text(required.Message), text(string(data))},
+		IsError: isError,
+	})
+}
+
+// toolResult is a result of tools/call that the gateway makes itself.
+type toolResult struct {
+	Meta       map[string]any `json:"_meta,omitempty"`
+	Content    []textContent  `json:"content"`
+	Structured any            `json:"structuredContent,omitempty"`
+	IsError    bool           `json:"isError,omitempty"`
+}
+
+type textContent struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
+func text(s string) textContent { return textContent{"text", s} }
+
+// renderCall turns the error of a tools/call into a result where the call was
+// understood, and leaves it an error where it was not.
+func renderCall(err error, now time.Time) (json.RawMessage, error) {
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		return signInResult(required, now, true)
+	}
+	if say, ok := sentence(err); ok {
+		return json.Marshal(toolResult{Content: []textContent{text(say)}, IsError: true})
+	}
+	return nil, err
+}
+
+// sentence returns what a user should read about a failure at a remote, if
+// that is what err is.
+func sentence(err error) (string, bool) {
+	if failure, ok := errors.AsType[*session.Failure](err); ok {
+		return failure.Say, true
+	}
+	if failure, ok := errors.AsType[*auth.Error](err); ok {
+		return fmt.Sprintf("%s: %s", failure.Remote, failure.Say), true
+	}
+	switch {
+	case errors.Is(err, auth.ErrDisabled):
+		return "This remote wants a sign-in, but sign-in is switched off in the gateway's config (gateway.oauth.enabled).", true
+	case errors.Is(err, session.ErrFull):
+		return "The gateway serves as many sessions as it may (gateway.limits.sessions). Close other clients and try again.", true
+	}
+	return "", false
+}
+
+// renderRPC turns an error into the JSON-RPC error that the client gets.
+func renderRPC(err error) *jsonrpc.Error {
+	if remote, ok := errors.AsType[*session.ResponseError](err); ok {
+		return &jsonrpc.Error{Code: remote.Code, Message: remote.Message, Data: remote.Data}
+	}
+	if invalid, ok := errors.AsType[*invalidParams](err); ok {
+		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: invalid.say}
+	}
+	if say, ok := sentence(err); ok {
+		return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: say}
+	}
+	switch {
+	case errors.Is(err, errUnknownMethod):
+		return &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: "method not found"}
+	case errors.Is(err, context.Canceled):
+		return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "the request was cancelled"}
+	}
+	return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "internal error of the gateway; its log says more"}
+}
+
+// problem is an error as a page shows it.
+type problem struct {
+	status int
+	title  string
+	say    string
+}
+
+// renderPage turns the error of a sign-in into what the browser shows. No text
+// of a provider or of the request gets into it.
+func renderPage(err error, log *slog.Logger) problem {
+	const again = " Go back to your assistant and repeat the call there: it gives you a new link."
+	if failure, ok := errors.AsType[*auth.Error](err); ok {
+		return problem{http.StatusBadRequest, "Sign-in failed", failure.Remote + ": " + failure.Say + "." + again}
+	}
+	switch {
+	case errors.Is(err, auth.ErrFlowUnknown):
+		return problem{http.StatusNotFound, "This link has expired", "The sign-in link is unknown, has been used or is too old." + again}
+	case errors.Is(err, auth.ErrWrongBrowser):
+		return problem{http.StatusForbidden, "Another browser began this", "Only the browser that opened the sign-in link can finish it, and this one has no proof that it did." + again}
+	case errors.Is(err, auth.ErrStateUnknown), errors.Is(err, auth.ErrWrongRemote):
+		return problem{http.StatusBadRequest, "This sign-in cannot be finished", "The answer belongs to no sign-in that is waiting: it was used before, is too old, or was changed on the way." + again}
+	case errors.Is(err, auth.ErrIssuerMismatch):
+		return problem{http.StatusBadRequest, "Sign-in refused", "The answer came from another authorization server than the one that you were sent to. Nothing was stored." + again}
+	case errors.Is(err, auth.ErrDenied):
+		return problem{http.StatusBadRequest, "Access was not granted", "The authorization server did not grant access: you or it said no." + again}
+	case errors.Is(err, auth.ErrExchange):
+		return problem{http.StatusBadRequest, "Sign-in failed", "The authorization server did not hand out a token for this sign-in. The gateway's log says why." + again}
+	case errors.Is(err, errTooMany):
+		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
+	case errors.Is(err, errDraining):
+		return problem{http.StatusServiceUnavailable, "Shutting down", "The gateway is shutting down. Try again when it is back."}
+	}
+	log.Error("rendering a page", "error", err)
+	return problem{http.StatusInternalServerError, "Something went wrong", "The gateway's log says more." + again}
+}

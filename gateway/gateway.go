@@ -1,0 +1,180 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth"
+	"gatehouse/session"
+)
+
+// Setup is what a [Gateway] is made of. All fields without "may be" are required.
+type Setup struct {
+	Config    *Config
+	Auth      *auth.Broker
+	Sessions  *session.Pool
+	PublicURL string // where browsers reach the pages, without a trailing slash
+	Version   string
+	Log       *slog.Logger
+	Now       func() time.Time // may be nil: time.Now
+}
+
+// Gateway is the MCP server in front of all remotes, and the pages that a
+// sign-in needs. Make one with [New] and end it with [Gateway.Close].
+type Gateway struct {
+	cfg       *Config
+	auth      *auth.Broker
+	sessions  *session.Pool
+	publicURL string
+	version   string
+	log       *slog.Logger
+	now       func() time.Time
+
+	names   *namer
+	filters map[string]toolFilter
+	index   map[string]int // of the remotes, by name, in config order
+
+	calls    inFlight
+	clients  *clients
+	callback *windowLimit
+	legacy   *mcp.StreamableHTTPHandler
+	modern   *mcp.StreamableHTTPHandler
+
+	mu     sync.Mutex // guards views and closed
+	views  map[auth.Principal]*view
+	closed bool
+}
+
+// New builds the gateway. Connections are dialed when the first client of a
+// principal arrives.
+func New(s Setup) *Gateway {
+	g := &Gateway{
+		cfg:       s.Config,
+		auth:      s.Auth,
+		sessions:  s.Sessions,
+		publicURL: s.PublicURL,
+		version:   s.Version,
+		log:       s.Log,
+		now:       s.Now,
+		filters:   map[string]toolFilter{},
+		index:     map[string]int{},
+		views:     map[auth.Principal]*view{},
+	}
+	if g.now == nil {
+		g.now = time.Now
+	}
+	var prefixes []string
+	for _, server := range s.Config.Running() {
+		g.index[server.Name] = len(prefixes)
+		prefixes = append(prefixes, server.ToolPrefix())
+		g.filters[server.Name] = toolFilter{allow: server.Tools.Allow, deny: server.Tools.Deny}
+	}
+	g.names = newNamer(prefixes)
+	limits := s.Config.Gateway.Limits
+	g.callback = newWindowLimit(limits.CallbackPerMinute, limits.CallbackPerMinuteTotal, g.now)
+	g.clients = newClients(g, limits.Sessions)
+	g.legacy, g.modern = newMCPHandlers(int64(limits.BodyBytes))
+	return g
+}
+
+// view returns the principal's view, opening it if it is the first time.
+func (g *Gateway) view(p auth.Principal) (*view, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, errDraining
+	}
+	if v := g.views[p]; v != nil {
+		return v, nil
+	}
+	s, err := g.sessions.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	v := newView(g, p, s)
+	g.views[p] = v
+	return v, nil
+}
+
+// end forgets an ephemeral principal: its view, its connections, its grants.
+func (g *Gateway) end(p auth.Principal) {
+	g.mu.Lock()
+	v := g.views[p]
+	delete(g.views, p)
+	g.mu.Unlock()
+	if v != nil {
+		v.close()
+	}
+	g.sessions.End(p)
+	g.auth.End(p)
+}
+
+// Drain refuses new sessions, waits until no call is in flight or ctx is done,
+// and then ends every client's session.
+func (g *Gateway) Drain(ctx context.Context) {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.calls.wait(ctx)
+	g.Close()
+}
+
+// Close ends every client's session. The pool and the broker are the caller's
+// to close, after it. Twice is safe.
+func (g *Gateway) Close() {
+	g.mu.Lock()
+	g.closed = true
+	views := g.views
+	g.views = map[auth.Principal]*view{}
+	g.mu.Unlock()
+	for _, v := range views {
+		v.close()
+	}
+	g.clients.close()
+}
+
+// inFlight counts calls, so that draining can wait for them.
+type inFlight struct {
+	mu   sync.Mutex // guards n and idle
+	n    int
+	idle chan struct{} // closed when n is 0; nil while nobody waits
+}
+
+// begin counts a call until end is called.
+func (f *inFlight) begin() (end func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	return f.end
+}
+
+func (f *inFlight) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n--; f.n == 0 && f.idle != nil {
+		close(f.idle)
+		f.idle = nil
+	}
+}
+
+// wait returns when no call is in flight or ctx is done.
+func (f *inFlight) wait(ctx context.Context) {
+	f.mu.Lock()
+	if f.n == 0 {
+		f.mu.Unlock()
+		return
+	}
+	if f.idle == nil {
+		f.idle = make(chan struct{})
+	}
+	idle := f.idle
+	f.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"go.uber.org/goleak"
+
+	"gatehouse/auth"
+	"gatehouse/auth/authtest"
+	"gatehouse/auth/guard"
+	"gatehouse/session"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// inside is a gateway in the test's own process, with one remote behind it.
+type inside struct {
+	*Gateway
+	url     string
+	forward atomic.Int64 // how far its clock is ahead, in nanoseconds
+}
+
+// newInside builds a gateway in front of a remote; change may alter the config.
+func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
+	t.Helper()
+	canary := authtest.NewCanary(t, remote)
+	cfg, _, err := ParseConfig("test", []byte(config), func(string) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := guard.New(guard.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := clients.Client(guard.Policy{Loopback: true})
+	srv := httptest.NewUnstartedServer(nil)
+	url := "http://" + srv.Listener.Addr().String()
+	store := auth.NewMemory(auth.MemoryConfig{})
+	broker, err := auth.New(auth.Config{
+		Remotes:   []auth.Remote{{Name: "r", URL: remote.URL, HTTP: client}},
+		PublicURL: url, CallbackPath: "/oauth/callback", Store: store, Log: canary.Logger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := session.New(session.Config{
+		Remotes: []session.Remote{{Name: "r", URL: remote.URL, HTTP: client, Authorizer: func(p auth.Principal) session.Authorizer {
+			return broker.Authorizer(p, "r")
+		}}},
+		Name: "gatehouse", Version: "test", Log: canary.Logger(),
+	})
+	in := &inside{url: url}
+	g := New(Setup{
+		Config: cfg, Auth: broker, Sessions: pool, PublicURL: url, Version: "test", Log: canary.Logger(),
+		Now: func() time.Time { return time.Now().Add(time.Duration(in.forward.Load())) },
+	})
+	in.Gateway = g
+	srv.Config = NewServer(context.WithoutCancel(t.Context()), g.Handler(), canary.Logger())
+	srv.Start()
+	t.Cleanup(func() {
+		g.Close()
+		g.Close() // twice is safe
+		srv.Close()
+		pool.Close()
+		broker.Close()
+		clients.Close()
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return in
+}
+
+const oneRemote = `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}}`
+
+// left returns what the gateway still holds for clients.
+func (g *inside) left() (clients, views int) {
+	g.clients.mu.Lock()
+	clients = len(g.clients.byID)
+	g.clients.mu.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return clients, len(g.views)
+}
+
+// TestNothingIsLeft: sessions that end, or that never began, leave nothing.
+func TestNothingIsLeft(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	g := newInside(t, remote, oneRemote)
+	for range 20 {
+		client := authtest.Legacy(t, g.url+"/mcp")
+		client.Tools()
+		if err := client.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, body := range []string{
+		`{"jsonrpc":"2.0","id":1,"method":"initialize"}`,
+		`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":7}}`,
+		`{"jsonrpc":"2.0","method":"initialize","params":{}}`,
+	} {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, g.url+"/mcp", strings.NewReader(body))
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Accept", "application/json, text/event-stream")
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, req)
+		if strings.Contains(w.Body.String(), `"result"`) {
+			t.Errorf("%s was accepted: %s", body, w.Body)
+		}
+	}
+	if clients, views := g.left(); clients != 0 || views != 0 {
+		t.Errorf("%d clients and %d views are left", clients, views)
+	}
+}
+
+// TestIdleAndFull: who is silent for long makes room; who has a stream stays.
+func TestIdleAndFull(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	g := newInside(t, remote, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"limits": {"sessions": 3}}}`)
+	connect := func(noStream bool) (*authtest.Client, error) {
+		return authtest.TryConnect(t, authtest.ClientConfig{URL: g.url + "/mcp", NoStream: noStream})
+	}
+	first, err := connect(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var streams []*authtest.Client
+	for range 2 {
+		c, err := connect(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Tools()
+		streams = append(streams, c)
+	}
+	third, err := connect(false)
+	if err != nil {
+		t.Fatalf("no room was made: %v", err)
+	}
+	streams = append(streams, third)
+	if _, err := first.ListTools(t.Context(), nil); err == nil {
+		t.Error("the silent session still serves, so four do, where three may")
+	}
+	if _, err := connect(true); err == nil {
+		t.Error("a fourth session began while three have a stream open")
+	}
+	for _, c := range streams {
+		c.Tools()
+	}
+
+	// Four hours later those without a stream are gone.
+	g.forward.Store(int64(clientIdle + time.Minute))
+	g.clients.mu.Lock()
+	for _, cl := range g.clients.byID {
+		if cl.active == 0 {
+			t.Error("a session with an open stream counts as idle")
+		}
+		cl.active = 0
+	}
+	g.clients.mu.Unlock()
+	if n := len(g.clients.idle()); n != 3 {
+		t.Errorf("%d of 3 sessions are idle", n)
+	}
+	g.clients.mu.Lock()
+	for _, cl := range g.clients.byID {
+		cl.active = 1
+	}
+	g.clients.mu.Unlock()
+}
+
+// TestDrain: a call in flight finishes, a new session is refused.
+func TestDrain(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gate, called := make(chan struct{}), make(chan struct{})
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.Call = func(ctx context.Context, tool string, _ json.RawMessage) (json.RawMessage, error) {
+			close(called)
+			<-gate
+			return nil, nil
+		}
+	})
+	g := newInside(t, remote, oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	answered := make(chan *mcp.CallToolResult, 1)
+	go func() { answered <- client.Call("r_echo", map[string]any{"text": "slow"}) }()
+	<-called
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		g.Drain(t.Context())
+	}()
+	for { // until the drain has begun
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, g.url+"/readyz", nil))
+		if w.Code == http.StatusServiceUnavailable {
+			break
+		}
+	}
+	if _, err := authtest.TryConnect(t, authtest.ClientConfig{URL: g.url + "/mcp"}); err == nil {
+		t.Error("a session began while draining")
+	}
+	close(gate)
+	if result := <-answered; authtest.Text(result) != "slow" {
+		t.Errorf("the call in flight got %s", authtest.Text(result))
+	}
+	<-drained
+}
+
+// TestPanicCostsOneCall: the process lives, the client gets an error.
+func TestPanicCostsOneCall(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	g := newInside(t, remote, oneRemote)
+	handler := g.recoverPanics(func(context.Context, string, mcp.Request) (mcp.Result, error) { panic("boom") })
+	if _, err := handler(t.Context(), "tools/call", nil); err == nil || strings.Contains(err.Error(), "boom") {
+		t.Errorf("got %v", err)
+	}
+}

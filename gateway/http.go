@@ -1,0 +1,291 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth"
+	"gatehouse/session/rawjson"
+)
+
+// Handler returns everything that `gatehouse serve` answers.
+func (g *Gateway) Handler() http.Handler {
+	mux := http.NewServeMux()
+	g.pageRoutes(mux)
+	mux.Handle("/mcp", g.guardOrigin(http.HandlerFunc(g.serveMCP)))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", g.serveReady)
+	return g.guardHost(mux)
+}
+
+// PageHandler returns the pages alone, for the loopback listener of stdio.
+func (g *Gateway) PageHandler() http.Handler {
+	mux := http.NewServeMux()
+	g.pageRoutes(mux)
+	return g.guardHost(mux)
+}
+
+// pageRoutes adds the routes that a browser or an authorization server meets.
+// Methods are checked inside: "GET" in a pattern would let HEAD through, and a
+// HEAD must not use up a state.
+func (g *Gateway) pageRoutes(mux *http.ServeMux) {
+	if !g.cfg.Gateway.OAuth.Enabled {
+		return
+	}
+	mux.HandleFunc("/connect/{flow}", g.page(g.serveConnect))
+	callbacks := []string{g.cfg.Gateway.OAuth.CallbackPath}
+	for _, server := range g.cfg.Running() {
+		if path := server.Auth.CallbackPath; path != "" && !slices.Contains(callbacks, path) {
+			callbacks = append(callbacks, path)
+		}
+	}
+	for _, path := range callbacks {
+		mux.HandleFunc(path, g.page(g.serveCallback))
+	}
+	mux.HandleFunc(callbacks[0]+"/{remote}", g.page(g.serveCallback))
+	if document := g.auth.ClientMetadata(); document != nil {
+		mux.HandleFunc(g.cfg.Gateway.OAuth.MetadataPath, serveClientMetadata(document))
+	}
+}
+
+func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
+	g.mu.Lock()
+	closed := g.closed
+	g.mu.Unlock()
+	if closed {
+		http.Error(w, "shutting down", http.StatusServiceUnavailable)
+		return
+	}
+	io.WriteString(w, "ready\n")
+}
+
+// guardHost refuses requests for a name that is not the gateway's: a foreign
+// page whose name was rebound to this address sends its own.
+func (g *Gateway) guardHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !g.hostAllowed(r.Host) {
+			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method)
+			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// guardOrigin refuses what a foreign page sends. MCP, streamable HTTP: "Servers
+// MUST validate the Origin header on all incoming connections to prevent DNS
+// rebinding attacks."
+func (g *Gateway) guardOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if origins := r.Header.Values("Origin"); len(origins) > 0 && !g.originAllowed(origins, r.Host) {
+			g.log.Warn("request refused: foreign Origin", "method", r.Method)
+			http.Error(w, "Forbidden: requests from pages of another origin are not served", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostAllowed: loopback names, the public URL's host, and gateway.allowedHosts.
+func (g *Gateway) hostAllowed(hostport string) bool {
+	host := hostOf(hostport)
+	if isLoopbackName(host) {
+		return true
+	}
+	if public, err := url.Parse(g.publicURL); err == nil && strings.EqualFold(public.Host, hostport) {
+		return true
+	}
+	return slices.ContainsFunc(g.cfg.Gateway.AllowedHosts, func(allowed string) bool {
+		return strings.EqualFold(allowed, hostport) || strings.EqualFold(allowed, host)
+	})
+}
+
+// originAllowed: the origin that the request itself is for, and the public URL's.
+func (g *Gateway) originAllowed(origins []string, host string) bool {
+	if len(origins) != 1 {
+		return false
+	}
+	origin, err := url.Parse(origins[0])
+	if err != nil || origin.Scheme != "http" && origin.Scheme != "https" || origin.Host == "" {
+		return false
+	}
+	if strings.EqualFold(origins[0], g.publicURL) {
+		return true
+	}
+	return strings.EqualFold(origin.Host, host)
+}
+
+func hostOf(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
+
+func isLoopbackName(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}
+
+// remoteAddr is the address of the peer. No header is believed.
+func remoteAddr(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr()
+}
+
+// newMCPHandlers returns the SDK's two handlers: one cannot serve both eras.
+// Which server answers stands in the request's context.
+func newMCPHandlers(bodyBytes int64) (legacy, modern *mcp.StreamableHTTPHandler) {
+	server := func(r *http.Request) *mcp.Server {
+		s, _ := r.Context().Value(serverKey{}).(*mcp.Server)
+		return s
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	return mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{
+			Logger: quiet, MaxRequestBodyBytes: bodyBytes,
+			DisableLocalhostProtection: true, // guardOrigin has done it
+		}), mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{
+			Logger: quiet, MaxRequestBodyBytes: bodyBytes,
+			DisableLocalhostProtection:   true,
+			Stateless:                    true,
+			PropagateRequestCancellation: true,
+		})
+}
+
+type serverKey struct{}
+
+// serveMCP chooses the era by the request, and the view by its session.
+func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	method, ok := g.readEnvelope(w, r)
+	if !ok {
+		return
+	}
+	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
+		// "Protocol 2026-07-28 without a session acts as local": loopback only,
+		// which the config has made sure of.
+		g.serveView(w, r, g.modern, auth.Local)
+		return
+	}
+	id := r.Header.Get("Mcp-Session-Id")
+	if id == "" {
+		g.serveFirst(w, r, method)
+		return
+	}
+	client, leave, ok := g.clients.enter(id)
+	if !ok {
+		// MCP 2025-11-25, session management: "The server MAY terminate the session
+		// at any time, after which it MUST respond to requests containing that
+		// session ID with HTTP 404 Not Found."
+		http.Error(w, "session not found: start a new one with initialize", http.StatusNotFound)
+		return
+	}
+	defer leave()
+	g.legacy.ServeHTTP(w, withServer(r, client.view.server))
+	if r.Method == http.MethodDelete {
+		g.log.Info("session ended by the client", "session", shortID(id))
+		g.clients.end(client)
+	}
+}
+
+// serveFirst serves the request that begins a session.
+func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method string) {
+	if r.Method != http.MethodPost || method != "initialize" {
+		// "Servers that require a session ID SHOULD respond to requests without an
+		// Mcp-Session-Id header (other than initialization) with HTTP 400 Bad Request."
+		http.Error(w, "Mcp-Session-Id is missing: begin with initialize, or send Mcp-Protocol-Version: "+modernVersion, http.StatusBadRequest)
+		return
+	}
+	if !g.clients.makeRoom() {
+		w.Header().Set("Retry-After", "60")
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+		return
+	}
+	if g.cfg.Gateway.Sessions == "shared" {
+		g.serveView(w, r, g.legacy, auth.Local)
+		return
+	}
+	id := uuid.NewString()
+	principal := auth.SessionPrincipal(id)
+	g.serveView(w, r, g.legacy, principal)
+	if !g.clients.has(id) {
+		g.end(principal) // initialize was refused
+		return
+	}
+	g.log.Info("session began", "session", shortID(id))
+}
+
+func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal) {
+	v, err := g.view(p)
+	if err != nil {
+		problem := renderPage(err, g.log)
+		http.Error(w, problem.say, problem.status)
+		return
+	}
+	h.ServeHTTP(w, withServer(r, v.server))
+}
+
+func withServer(r *http.Request, s *mcp.Server) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), serverKey{}, s))
+}
+
+// readEnvelope reads a POST's body within its limit, notes the params as they
+// were received for the adapter, and returns the method. A batch has none.
+func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method string, ok bool) {
+	delete(r.Header, headerParams)
+	if r.Method != http.MethodPost {
+		return "", true
+	}
+	limit := int64(g.cfg.Gateway.Limits.BodyBytes)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		http.Error(w, "request body exceeds "+strconv.FormatInt(limit, 10)+" bytes (gateway.limits.bodyBytes)", http.StatusRequestEntityTooLarge)
+		return "", false
+	}
+	if err != nil {
+		http.Error(w, "the request body could not be read", http.StatusBadRequest)
+		return "", false
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	members, err := rawjson.Get(body, "method", "params")
+	if err != nil {
+		return "", true // a batch, or nothing that the SDK will take
+	}
+	method, _ = rawjson.String(members[0])
+	if members[1] != nil {
+		r.Header[headerParams] = []string{string(members[1])}
+	}
+	return method, true
+}
+
+// NewServer returns the HTTP server for h with the limits that a slow or
+// hostile peer meets. There is no write timeout: event streams stay open.
+func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+}

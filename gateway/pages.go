@@ -1,0 +1,214 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"gatehouse/auth"
+)
+
+// connectWait is how long the page after a sign-in waits for the connection.
+const connectWait = 5 * time.Second
+
+//go:embed page.html
+var pageHTML string
+
+var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+
+// pageData is one page. It never holds anything that a provider or the request
+// wrote, except the configured remote's name.
+type pageData struct {
+	Title string
+	Say   string
+	OK    bool
+}
+
+// page wraps a page's handler: the headers that every page has, GET only, and
+// errors rendered in their one place.
+func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Cache-Control", "no-store")
+		header.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+		header.Set("Referrer-Policy", "no-referrer")
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("X-Frame-Options", "DENY")
+		header.Set("Cross-Origin-Opener-Policy", "same-origin")
+		if r.Method != http.MethodGet {
+			header.Set("Allow", http.MethodGet)
+			g.writePage(w, http.StatusMethodNotAllowed, pageData{Title: "Method not allowed", Say: "This page can only be opened."})
+			return
+		}
+		if framed(r) {
+			g.writePage(w, http.StatusForbidden, pageData{Title: "Not inside another page", Say: "Open the link in a tab of its own."})
+			return
+		}
+		if err := h(w, r); err != nil {
+			problem := renderPage(err, g.log)
+			g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
+			g.writePage(w, problem.status, pageData{Title: problem.title, Say: problem.say})
+		}
+	}
+}
+
+func (g *Gateway) writePage(w http.ResponseWriter, status int, data pageData) {
+	var out bytes.Buffer
+	if err := pageTemplate.Execute(&out, data); err != nil {
+		g.log.Error("rendering a page", "error", err)
+		http.Error(w, "the page could not be made", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	w.Write(out.Bytes())
+}
+
+// framed reports whether a browser loads the page into a frame.
+func framed(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "iframe", "frame", "embed", "object":
+		return true
+	}
+	return false
+}
+
+// serveConnect begins the sign-in of a link, or says what came of it.
+//
+// On loopback there is no page in between. The threat it would answer is that
+// somebody is lured into finishing another person's flow; a link to loopback
+// leads everybody to the gateway on their own machine, which does not know the
+// flow of another.
+func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
+	if canonical, ok := g.canonical(r); !ok {
+		// The cookie must be set where the callback will arrive.
+		http.Redirect(w, r, canonical, http.StatusSeeOther)
+		return nil
+	}
+	flow, err := g.auth.Flow(r.Context(), r.PathValue("flow"))
+	if err != nil {
+		return err
+	}
+	if flow.Ended {
+		g.writePage(w, http.StatusOK, outcomePage(flow))
+		return nil
+	}
+	start, err := g.auth.Begin(r.Context(), r.PathValue("flow"))
+	if err != nil {
+		return err
+	}
+	http.SetCookie(w, &http.Cookie{
+		Name:     start.Cookie.Name,
+		Value:    start.Cookie.Value.Value(),
+		Path:     "/", // the __Host- prefix demands it
+		MaxAge:   int(start.Cookie.MaxAge / time.Second),
+		Secure:   strings.HasPrefix(g.publicURL, "https:"),
+		HttpOnly: true,
+		// Lax: the provider's redirect back is a cross-site navigation.
+		SameSite: http.SameSiteLaxMode,
+	})
+	http.Redirect(w, r, start.RedirectURL, http.StatusSeeOther)
+	return nil
+}
+
+// canonical returns the request's URL under the public URL's host, and whether
+// the request came there.
+func (g *Gateway) canonical(r *http.Request) (string, bool) {
+	public, err := url.Parse(g.publicURL)
+	if err != nil || strings.EqualFold(public.Host, r.Host) {
+		return "", true
+	}
+	return g.publicURL + r.URL.EscapedPath(), false
+}
+
+func outcomePage(flow *auth.FlowInfo) pageData {
+	if !flow.Outcome.OK {
+		return pageData{Title: "Signed in, but not connected", Say: flow.Outcome.Say}
+	}
+	return pageData{Title: "You are signed in", Say: flow.Outcome.Say, OK: true}
+}
+
+// serveCallback finishes a sign-in: auth checks and stores, session connects,
+// and the page says what came of it.
+func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
+	if retry, ok := g.callback.allow(remoteAddr(r)); !ok {
+		w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
+		return errTooMany
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fmt.Errorf("%w: malformed query", auth.ErrStateUnknown)
+	}
+	finished, err := g.auth.Finish(r.Context(), auth.Callback{
+		Remote: r.PathValue("remote"),
+		Path:   r.URL.Path,
+		Query:  query,
+		Cookie: func(name string) (string, bool) {
+			c, err := r.Cookie(name)
+			if err != nil {
+				return "", false
+			}
+			return c.Value, true
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// The person has signed in, even if their browser leaves now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)
+	defer cancel()
+	g.auth.Conclude(ctx, finished.FlowID, g.connected(ctx, finished))
+	http.Redirect(w, r, "/connect/"+url.PathEscape(finished.FlowID), http.StatusSeeOther)
+	return nil
+}
+
+// connected connects the session to the remote that was signed in to and says
+// what came of it.
+func (g *Gateway) connected(ctx context.Context, f *auth.Finished) auth.Outcome {
+	const back = " You can close this page and repeat the call in your assistant."
+	v, err := g.view(f.Principal)
+	if err == nil {
+		err = v.session.Connect(ctx, f.Remote)
+	}
+	if err == nil {
+		tools := v.session.Status(f.Remote).Tools
+		g.log.Info("connected after sign-in", "remote", f.Remote, "principal", f.Principal, "tools", tools)
+		return auth.Outcome{OK: true, Tools: tools, Say: fmt.Sprintf("%s is connected, %s.", f.Remote, plural(tools, "tool")) + back}
+	}
+	g.log.Warn("signed in, but not connected", "remote", f.Remote, "principal", f.Principal, "error", err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return auth.Outcome{OK: true, Say: fmt.Sprintf("The sign-in to %s is stored. The server has not answered yet; the connection is made when it does.", f.Remote) + back}
+	}
+	if _, again := errors.AsType[*auth.RequiredError](err); again {
+		return auth.Outcome{Say: fmt.Sprintf("The sign-in at the authorization server worked, but %s does not accept the token that it gave. Ask the operator of %s.", f.Remote, f.Remote)}
+	}
+	if say, ok := sentence(err); ok {
+		return auth.Outcome{Say: "The sign-in is stored. " + say}
+	}
+	return auth.Outcome{Say: fmt.Sprintf("The sign-in to %s is stored, but the connection failed. The gateway's log says why; it is tried again with the next call.", f.Remote)}
+}
+
+// serveClientMetadata serves the Client ID Metadata Document, which
+// authorization servers fetch and any page may read.
+func serveClientMetadata(document []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Write(document)
+	}
+}

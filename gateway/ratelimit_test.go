@@ -1,0 +1,39 @@
+package gateway
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestWindowLimit(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	l := newWindowLimit(2, 5, func() time.Time { return now })
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	allow := func(from netip.Addr, want bool, when string) {
+		t.Helper()
+		retry, ok := l.allow(from)
+		if ok != want {
+			t.Errorf("%s: allowed %v, want %v", when, ok, want)
+		}
+		if !ok && (retry <= 0 || retry > time.Minute) {
+			t.Errorf("%s: retry after %v", when, retry)
+		}
+	}
+	allow(a, true, "first")
+	allow(a, true, "second")
+	allow(a, false, "third of one address")
+	allow(netip.MustParseAddr("::ffff:192.0.2.1"), false, "the same address, mapped")
+	allow(b, true, "another address")
+	allow(netip.MustParseAddr("2001:db8::2"), true, "the same /64")
+	allow(netip.MustParseAddr("2001:db8::3"), false, "the same /64, third")
+	allow(netip.MustParseAddr("192.0.2.9"), true, "fifth in all")
+	allow(netip.MustParseAddr("192.0.2.10"), false, "sixth in all")
+	now = now.Add(time.Minute)
+	allow(a, true, "a minute later")
+	if len(l.counts) != 1 {
+		t.Errorf("%d addresses remembered after a new window, want 1", len(l.counts))
+	}
+	now = now.Add(-time.Hour)
+	allow(a, true, "the clock went back")
+}

@@ -1,0 +1,188 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/session/rawjson"
+)
+
+// This file is the adapter between the SDK and the core: SDK types stop here.
+// What it passes on and hands back are exact bytes, because the SDK's own
+// types would lose unknown fields and change numbers on the way.
+
+// headerParams carries the params of a request, as they were received, from
+// the transport to the adapter. It exists inside the process only: whatever a
+// client sends under this name is overwritten.
+const headerParams = "Gatehouse-Params"
+
+const modernVersion = "2026-07-28"
+
+const instructions = `Gatehouse puts the tools of several MCP servers (remotes) into one list; a tool is named <remote>_<tool>.
+When a call answers with auth_required, show its link to the user, wait until they have signed in, and repeat the same call.
+gateway_status says which remotes are up and who is signed in. gateway_find_tools searches all tools; gateway_call_tool calls any of them by name, also one that is not listed.`
+
+// newServer makes the SDK's server of a view. It has no registered content: the
+// middleware answers what the core knows, the SDK the rest (initialize, ping,
+// discover, subscriptions).
+func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
+	s := mcp.NewServer(&mcp.Implementation{Name: "gatehouse", Title: "Gatehouse", Version: g.version}, &mcp.ServerOptions{
+		Instructions: instructions,
+		// The SDK's log lines hold ids and payloads.
+		Logger:       slog.New(slog.DiscardHandler),
+		Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{ListChanged: true}},
+		GetSessionID: sessionID,
+		// Every list depends on who asks.
+		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
+	})
+	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
+	return s
+}
+
+// announce makes the SDK tell the server's clients that the tools have changed,
+// in both eras. Only its own bookkeeping knows which streams are open, and
+// adding a tool is the only way to it; the tool itself is never listed.
+func announce(s *mcp.Server) {
+	s.AddTool(&mcp.Tool{Name: "gatehouse", InputSchema: json.RawMessage(`{"type":"object"}`)},
+		func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			return nil, errUnknownMethod
+		})
+}
+
+// recoverPanics keeps one bad request from ending the process: the SDK runs
+// handlers in goroutines that do not recover.
+func (g *Gateway) recoverPanics(next mcp.MethodHandler) mcp.MethodHandler {
+	return func(ctx context.Context, method string, req mcp.Request) (result mcp.Result, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				g.log.ErrorContext(ctx, "panic while handling a request", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				result, err = nil, renderRPC(fmt.Errorf("panic in %s", method))
+			}
+		}()
+		return next(ctx, method, req)
+	}
+}
+
+// adapt hands what the core answers to the core.
+func (g *Gateway) adapt(v *view) mcp.Middleware {
+	return func(next mcp.MethodHandler) mcp.MethodHandler {
+		return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+			switch method {
+			case "tools/list", "tools/call":
+			case "initialize":
+				result, err := next(ctx, method, req)
+				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil {
+					// Before the answer goes out: the client's next request follows at once.
+					g.clients.add(ss, v)
+				}
+				return result, err
+			default:
+				return next(ctx, method, req)
+			}
+			defer g.calls.begin()()
+			params, err := rawParams(req)
+			if err != nil {
+				return nil, renderRPC(err)
+			}
+			c := caller{view: v, modern: isModern(req)}
+			result, err := g.handle(ctx, c, method, params)
+			if err == nil && c.modern {
+				result, err = g.modernize(method, result)
+			}
+			if err != nil {
+				answer := renderRPC(err)
+				if answer.Code == jsonrpc.CodeInternalError {
+					g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
+				}
+				return nil, answer
+			}
+			return &rawResult{raw: result}, nil
+		}
+	}
+}
+
+// rawParams returns the params as the client sent them.
+func rawParams(req mcp.Request) (json.RawMessage, error) {
+	if extra := req.GetExtra(); extra != nil {
+		if raw := extra.Header[headerParams]; len(raw) == 1 {
+			return json.RawMessage(raw[0]), nil
+		}
+	}
+	// No params, or a batch (protocol 2025-03-26), which holds several requests
+	// under one header.
+	raw, err := json.Marshal(req.GetParams())
+	if err != nil {
+		return nil, fmt.Errorf("encoding params: %w", err)
+	}
+	if string(raw) == "null" {
+		return nil, nil
+	}
+	return raw, nil
+}
+
+func isModern(req mcp.Request) bool {
+	r, ok := req.(interface{ ProtocolVersion() string })
+	return ok && r.ProtocolVersion() >= modernVersion
+}
+
+// modernize adds what a result of protocol 2026-07-28 must carry and a legacy
+// remote does not send.
+func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMessage, error) {
+	members, err := rawjson.Get(result, "resultType", "_meta")
+	if err != nil {
+		return nil, fmt.Errorf("reading a result: %w", err)
+	}
+	if members[0] == nil {
+		if result, err = rawjson.Set(result, "resultType", []byte(`"complete"`)); err != nil {
+			return nil, fmt.Errorf("adding resultType: %w", err)
+		}
+	}
+	// "Servers SHOULD identify themselves in each result's _meta": the server
+	// that the client talks to is the gateway.
+	info, err := json.Marshal(map[string]string{"name": "gatehouse", "title": "Gatehouse", "version": g.version})
+	if err != nil {
+		return nil, fmt.Errorf("encoding serverInfo: %w", err)
+	}
+	meta := members[1]
+	if meta == nil || string(meta) == "null" {
+		meta = []byte("{}")
+	}
+	if meta, err = rawjson.Set(meta, mcp.MetaKeyServerInfo, info); err != nil {
+		return nil, fmt.Errorf("adding serverInfo: %w", err)
+	}
+	if result, err = rawjson.Set(result, "_meta", meta); err != nil {
+		return nil, fmt.Errorf("adding _meta: %w", err)
+	}
+	if method != "tools/list" {
+		return result, nil
+	}
+	// A list varies by who asks, and may change with every sign-in.
+	if result, err = rawjson.Set(result, "ttlMs", []byte("0")); err != nil {
+		return nil, fmt.Errorf("adding ttlMs: %w", err)
+	}
+	return rawjson.Set(result, "cacheScope", []byte(`"private"`))
+}
+
+// rawResult gives the SDK bytes to send. Each is used once: the SDK sets _meta
+// on what it gets.
+type rawResult struct {
+	mcp.ResultBase
+	raw json.RawMessage
+}
+
+// MarshalJSON returns the result as it was received.
+func (r *rawResult) MarshalJSON() ([]byte, error) { return r.raw, nil }
+
+// withRawParams notes a request's params where rawParams finds them.
+func withRawParams(req *jsonrpc.Request) {
+	if len(req.Params) == 0 {
+		return
+	}
+	req.Extra = &mcp.RequestExtra{Header: map[string][]string{headerParams: {string(req.Params)}}}
+}

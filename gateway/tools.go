@@ -1,0 +1,465 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"gatehouse/auth"
+	"gatehouse/session"
+	"gatehouse/session/rawjson"
+)
+
+// The gateway's own tools. They are always listed, after the remotes', and
+// reach everything, so that a client that never lists again misses nothing.
+const (
+	toolStatus = "gateway_status"
+	toolLogin  = "gateway_login"
+	toolLogout = "gateway_logout"
+	toolFind   = "gateway_find_tools"
+	toolCall   = "gateway_call_tool"
+)
+
+// statusWait bounds what gateway_status spends on fetching sign-in links.
+const statusWait = 3 * time.Second
+
+var ownTools = []tool{
+	ownTool(toolStatus, "Shows every remote (MCP server behind the gateway): whether it is up, whether you are signed in and until when, what failed last, and what to do about it.",
+		`{"type":"object","properties":{},"additionalProperties":false}`, `{"readOnlyHint":true,"title":"Gateway status"}`),
+	ownTool(toolLogin, "Signs in to one remote: returns the link that the user has to open in their browser, or says that none is needed.",
+		`{"type":"object","properties":{"remote":{"type":"string","description":"name of the remote, as gateway_status shows it"}},"required":["remote"],"additionalProperties":false}`,
+		`{"title":"Sign in to a remote"}`),
+	ownTool(toolLogout, "Signs out: revokes and forgets the tokens for one remote, for all remotes of one issuer, or for all. The next call to them asks for a sign-in again.",
+		`{"type":"object","properties":{"remote":{"type":"string","description":"name of the remote"},"issuer":{"type":"string","description":"issuer URL: sign out of all its remotes"},"all":{"type":"boolean","description":"true: sign out of everything"}},"additionalProperties":false}`,
+		`{"title":"Sign out","destructiveHint":true,"idempotentHint":true}`),
+	ownTool(toolFind, "Searches the tools of all remotes by words in their names and descriptions and returns them with their input schemas. Use it when a tool that you expect is not in your list; call what it finds with gateway_call_tool.",
+		`{"type":"object","properties":{"query":{"type":"string","description":"words to look for; empty: all tools"},"remote":{"type":"string","description":"only this remote's tools"},"limit":{"type":"integer","minimum":1,"maximum":200,"default":20}},"additionalProperties":false}`,
+		`{"readOnlyHint":true,"title":"Find tools"}`),
+	ownTool(toolCall, "Calls any tool of any remote by its name and returns the tool's own result.",
+		`{"type":"object","properties":{"name":{"type":"string","description":"name of the tool, as gateway_find_tools shows it"},"arguments":{"type":"object","description":"the tool's arguments"}},"required":["name"],"additionalProperties":false}`,
+		`{"title":"Call a tool by name","openWorldHint":true}`),
+}
+
+func ownTool(name, description, schema, annotations string) tool {
+	def, err := json.Marshal(struct {
+		Name        string          `json:"name"`
+		Description string          `json:"description"`
+		InputSchema json.RawMessage `json:"inputSchema"`
+		Annotations json.RawMessage `json:"annotations"`
+	}{name, description, json.RawMessage(schema), json.RawMessage(annotations)})
+	if err != nil {
+		panic(err) // the literals above are not JSON
+	}
+	return tool{name: name, original: name, description: description, def: def}
+}
+
+// callOwn calls one of the gateway's own tools.
+func (g *Gateway) callOwn(ctx context.Context, c caller, name string, arguments, params json.RawMessage) (json.RawMessage, error) {
+	if len(arguments) == 0 || string(arguments) == "null" {
+		arguments = json.RawMessage("{}")
+	}
+	var args struct {
+		Remote string `json:"remote"`
+		Issuer string `json:"issuer"`
+		All    bool   `json:"all"`
+		Query  string `json:"query"`
+		Limit  int    `json:"limit"`
+	}
+	if name == toolCall {
+		return g.callByName(ctx, c, arguments, params)
+	}
+	if err := json.Unmarshal(arguments, &args); err != nil {
+		return toolError("The arguments do not fit: " + name + " takes what its input schema says.")
+	}
+	switch name {
+	case toolStatus:
+		return g.status(ctx, c)
+	case toolLogin:
+		return g.login(ctx, c, args.Remote)
+	case toolLogout:
+		return g.logout(ctx, c, args.Remote, args.Issuer, args.All)
+	case toolFind:
+		return g.findTools(ctx, c, args.Query, args.Remote, args.Limit)
+	}
+	return nil, unknownTool(name)
+}
+
+// callByName is gateway_call_tool: the same path as a direct call, with the
+// params that a direct call would have had.
+func (g *Gateway) callByName(ctx context.Context, c caller, arguments, params json.RawMessage) (json.RawMessage, error) {
+	got, err := rawjson.Get(arguments, "name", "arguments")
+	if err != nil {
+		return toolError("The arguments do not fit: give the tool's name, and its arguments as an object.")
+	}
+	name, ok := rawjson.String(got[0])
+	if !ok || name == "" {
+		return toolError("Which tool? Give its name, as gateway_find_tools shows it.")
+	}
+	if name == toolCall {
+		return toolError("gateway_call_tool does not call itself: give the name of the tool to call.")
+	}
+	inner := got[1]
+	if inner == nil {
+		inner = []byte("{}")
+	}
+	direct, err := rawjson.Set(params, "arguments", inner)
+	if err != nil {
+		return nil, &invalidParams{"the params of tools/call cannot be read"}
+	}
+	if direct, err = rename(direct, name); err != nil {
+		return nil, &invalidParams{"the params of tools/call cannot be read"}
+	}
+	result, err := g.callTool(ctx, c, direct)
+	if invalid, ok := errors.AsType[*invalidParams](err); ok {
+		return toolError(invalid.say)
+	}
+	return result, err
+}
+
+func toolError(say string) (json.RawMessage, error) {
+	return json.Marshal(toolResult{Content: []textContent{text(say)}, IsError: true})
+}
+
+func toolText(say string, structured any) (json.RawMessage, error) {
+	return json.Marshal(toolResult{Content: []textContent{text(say)}, Structured: structured})
+}
+
+// remoteStatus is one remote as gateway_status shows it.
+type remoteStatus struct {
+	Name        string     `json:"name"`
+	Status      string     `json:"status"` // connected | connecting | auth_required | unavailable | unsupported | disabled
+	Tools       int        `json:"tools"`
+	SignIn      string     `json:"sign_in"` // signed_in | signed_out | none
+	Account     string     `json:"account,omitempty"`
+	Issuer      string     `json:"issuer,omitempty"`
+	Scopes      []string   `json:"scopes,omitempty"`
+	Expires     *time.Time `json:"expires,omitempty"` // of the access token
+	Refreshable bool       `json:"refreshable,omitempty"`
+	AuthURL     string     `json:"auth_url,omitempty"`
+	LastError   string     `json:"last_error,omitempty"`
+	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
+	Advice      string     `json:"advice,omitempty"`
+}
+
+func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
+	c.view.list(ctx) // let the remotes that are just starting be counted
+	g.fetchLinks(ctx, c.view)
+	var all []remoteStatus
+	for i := range g.cfg.Servers {
+		all = append(all, g.remoteStatus(c.view, &g.cfg.Servers[i]))
+	}
+	var say strings.Builder
+	fmt.Fprintf(&say, "Gatehouse %s, %s. %s\n", g.version, plural(len(all), "remote"), g.whoami(c.view.principal))
+	for _, s := range all {
+		fmt.Fprintf(&say, "\n- %s: %s", s.Name, describe(s, g.now()))
+	}
+	return toolText(say.String(), map[string]any{
+		"version":  g.version,
+		"identity": identity(c.view.principal),
+		"remotes":  all,
+	})
+}
+
+func identity(p auth.Principal) string {
+	if p.Ephemeral() {
+		return "session"
+	}
+	return "local"
+}
+
+func (g *Gateway) whoami(p auth.Principal) string {
+	if p.Ephemeral() {
+		return "Sign-ins belong to this MCP session alone and end with it."
+	}
+	return "Sign-ins belong to the local user and are shared by all their clients."
+}
+
+// fetchLinks gets a link for every remote that waits for a sign-in, so that
+// the status says what to click.
+func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, server := range g.cfg.Running() {
+		if v.session.Status(server.Name).State == session.StateSignInNeeded {
+			wg.Go(func() {
+				if err := v.session.Connect(ctx, server.Name); err != nil {
+					g.logFailure(ctx, caller{view: v}, server.Name, "fetching a sign-in link", err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+func (g *Gateway) remoteStatus(v *view, server *Server) remoteStatus {
+	out := remoteStatus{Name: server.Name, SignIn: "none"}
+	switch {
+	case server.Disabled:
+		out.Status, out.Advice = "disabled", "It is switched off in the config."
+		return out
+	case server.Unsupported != "":
+		out.Status, out.Advice = "unsupported", server.Unsupported
+		return out
+	}
+	conn := v.session.Status(server.Name)
+	out.Status, out.Tools = string(conn.State), conn.Tools
+	if conn.State == session.StateSignInNeeded {
+		out.Status = "auth_required"
+	}
+	if say, ok := sentence(conn.Err); ok && conn.State != session.StateConnected {
+		out.LastError, out.LastErrorAt = say, stamp(conn.Since)
+	}
+	if server.Auth.Type != "oauth" {
+		return out
+	}
+	held := g.auth.Status(v.principal, server.Name)
+	if conn.State == session.StateSignInNeeded {
+		out.SignIn = "signed_out"
+	}
+	if held.SignedIn {
+		out.SignIn = "signed_in"
+		out.Account, out.Issuer, out.Scopes = held.Account, held.Issuer, held.Scopes
+		out.Expires, out.Refreshable = stamp(held.Expires), held.Refreshable
+	}
+	if held.Pending != nil {
+		out.AuthURL, out.Issuer = held.Pending.AuthURL, held.Pending.Issuer
+	}
+	if held.LastError != nil {
+		out.LastError, out.LastErrorAt = held.LastError.Say, stamp(held.LastErrorAt)
+	}
+	switch {
+	case out.AuthURL != "":
+		out.Advice = "Open the link in a browser and sign in."
+	case out.Status == "auth_required" && out.LastError == "":
+		out.Advice = fmt.Sprintf("Call %s with remote %q for a link.", toolLogin, server.Name)
+	case out.Status == "unavailable":
+		out.Advice = "It is tried again by itself every few seconds."
+	}
+	return out
+}
+
+func stamp(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Second)
+	return &t
+}
+
+// describe is a remote's status in one line for people and models.
+func describe(s remoteStatus, now time.Time) string {
+	var parts []string
+	switch s.Status {
+	case "connected":
+		parts = append(parts, "connected, "+plural(s.Tools, "tool"))
+	case "auth_required":
+		parts = append(parts, "sign-in needed")
+	default:
+		parts = append(parts, s.Status)
+	}
+	if s.SignIn == "signed_in" {
+		in := "signed in"
+		if s.Account != "" {
+			in += " as " + s.Account
+		}
+		if s.Issuer != "" {
+			in += " at " + s.Issuer
+		}
+		if s.Expires != nil {
+			in += fmt.Sprintf(" until %s (in %s)", s.Expires.Format(time.RFC3339), s.Expires.Sub(now).Round(time.Second))
+		}
+		if s.Refreshable {
+			in += ", renewed by itself"
+		}
+		parts = append(parts, in)
+	}
+	if s.LastError != "" {
+		parts = append(parts, "last problem: "+s.LastError)
+	}
+	if s.AuthURL != "" {
+		parts = append(parts, "sign in here: "+s.AuthURL)
+	} else if s.Advice != "" {
+		parts = append(parts, s.Advice)
+	}
+	return strings.Join(parts, "; ")
+}
+
+// login is gateway_login. A remote that is only known by its 401 gives its
+// link when it is dialed; one that lets everybody connect and asks later, from
+// what it publishes.
+func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMessage, error) {
+	server, say := g.serverNamed(name)
+	if server == nil {
+		return toolError(say)
+	}
+	err := c.view.session.Connect(ctx, name)
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		return signInResult(required, g.now(), false)
+	}
+	if err != nil {
+		g.logFailure(ctx, c, name, "signing in", err)
+		return renderCall(err, g.now())
+	}
+	if server.Auth.Type != "oauth" {
+		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: its config says so.", name), nil)
+	}
+	if held := g.auth.Status(c.view.principal, name); held.SignedIn {
+		return toolText(fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil)
+	}
+	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		return signInResult(required, g.now(), false)
+	}
+	if errors.Is(err, auth.ErrNoSignIn) {
+		return toolText(fmt.Sprintf("%s is connected and asks for no sign-in.", name), nil)
+	}
+	g.logFailure(ctx, c, name, "signing in", err)
+	return renderCall(err, g.now())
+}
+
+// logout is gateway_logout.
+func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all bool) (json.RawMessage, error) {
+	given := 0
+	for _, set := range []bool{name != "", issuer != "", all} {
+		if set {
+			given++
+		}
+	}
+	if given != 1 {
+		return toolError("Sign out of what? Give exactly one of remote, issuer, or all: true.")
+	}
+	var remotes []string
+	if name != "" {
+		server, say := g.serverNamed(name)
+		if server == nil {
+			return toolError(say)
+		}
+		remotes = []string{name}
+	} else {
+		for _, server := range g.cfg.Running() {
+			held := g.auth.Status(c.view.principal, server.Name)
+			if all || held.SignedIn && held.Issuer == issuer {
+				remotes = append(remotes, server.Name)
+			}
+		}
+	}
+	var lines []string
+	for _, remote := range remotes {
+		lines = append(lines, g.signOut(ctx, c, remote))
+	}
+	lines = slices.DeleteFunc(lines, func(s string) bool { return s == "" })
+	if len(lines) == 0 {
+		return toolText("You were not signed in there.", nil)
+	}
+	return toolText(strings.Join(lines, "\n"), nil)
+}
+
+func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
+	held := g.auth.Status(c.view.principal, remote)
+	revoked, err := g.auth.SignOut(ctx, c.view.principal, remote)
+	if errors.Is(err, auth.ErrUnknownRemote) || err == nil && !held.SignedIn {
+		return ""
+	}
+	c.view.session.Disconnect(remote)
+	if err != nil {
+		g.logFailure(ctx, c, remote, "signing out", err)
+	}
+	if revoked {
+		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."
+	}
+	return remote + ": signed out; the tokens are forgotten here. The authorization server did not confirm that it revoked them."
+}
+
+// serverNamed finds a remote that runs, or says what to do instead.
+func (g *Gateway) serverNamed(name string) (*Server, string) {
+	var known []string
+	for i := range g.cfg.Servers {
+		s := &g.cfg.Servers[i]
+		if s.Name != name {
+			known = append(known, s.Name)
+			continue
+		}
+		switch {
+		case s.Disabled:
+			return nil, name + " is switched off in the config."
+		case s.Unsupported != "":
+			return nil, name + ": " + s.Unsupported
+		}
+		return s, ""
+	}
+	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
+}
+
+// findTools is gateway_find_tools: every word of the query counts, in the name
+// more than in the description.
+func (g *Gateway) findTools(ctx context.Context, c caller, query, server string, limit int) (json.RawMessage, error) {
+	if server != "" {
+		if s, say := g.serverNamed(server); s == nil {
+			return toolError(say)
+		}
+	}
+	if limit <= 0 || limit > 200 {
+		limit = 20
+	}
+	type hit struct {
+		tool
+		score int
+	}
+	words := strings.Fields(strings.ToLower(query))
+	var hits []hit
+	for _, t := range c.view.list(ctx).tools {
+		if t.remote == "" || server != "" && t.remote != server {
+			continue
+		}
+		score := 0
+		name, description := strings.ToLower(t.name), strings.ToLower(t.description)
+		for _, w := range words {
+			if strings.Contains(name, w) {
+				score += 3
+			}
+			if strings.Contains(description, w) {
+				score++
+			}
+		}
+		if score > 0 || len(words) == 0 {
+			hits = append(hits, hit{t, score})
+		}
+	}
+	slices.SortStableFunc(hits, func(a, b hit) int { return b.score - a.score })
+	total := len(hits)
+	hits = hits[:min(total, limit)]
+	found := make([]json.RawMessage, len(hits))
+	for i, h := range hits {
+		found[i] = h.def
+	}
+	structured := map[string]any{"tools": found, "total": total}
+	data, err := json.Marshal(structured)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the tools found: %w", err)
+	}
+	say := fmt.Sprintf("%s found, %d shown. Call one with %s.", plural(total, "tool"), len(hits), toolCall)
+	if missing := g.unlisted(c.view); missing != "" {
+		say += " " + missing
+	}
+	return json.Marshal(toolResult{Content: []textContent{text(say), text(string(data))}, Structured: structured})
+}
+
+// unlisted says which remotes' tools could not be searched.
+func (g *Gateway) unlisted(v *view) string {
+	var names []string
+	for _, server := range g.cfg.Running() {
+		if !v.known(server.Name) {
+			names = append(names, server.Name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("Not searched, because their tools are not known yet: %s (%s says why).", strings.Join(names, ", "), toolStatus)
+}

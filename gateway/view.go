@@ -1,0 +1,97 @@
+package gateway
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth"
+	"gatehouse/session"
+)
+
+// listWait is how long a client waits for remotes that have not answered yet.
+// What comes later is announced by list_changed.
+const listWait = 1500 * time.Millisecond
+
+// view is what one principal sees through the gateway: its session, the
+// catalogs merged into one, and the SDK server that notifies its clients and
+// nobody else's.
+type view struct {
+	g         *Gateway
+	principal auth.Principal
+	session   *session.Session
+	server    *mcp.Server
+	unwatch   func()
+
+	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
+	current  atomic.Pointer[merged]
+	dirty    atomic.Bool // a catalog has changed since current was made
+}
+
+func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
+	v := &view{g: g, principal: p, session: s}
+	v.server = g.newServer(v, func() string {
+		if id, ok := p.SessionID(); ok {
+			return id
+		}
+		return uuid.NewString()
+	})
+	v.unwatch = s.OnChange(func() {
+		v.dirty.Store(true)
+		announce(v.server)
+	})
+	return v
+}
+
+func (v *view) close() {
+	v.unwatch()
+	for ss := range v.server.Sessions() {
+		ss.Close()
+	}
+}
+
+// list returns the merged catalog, having waited a moment for the remotes that
+// have not answered yet.
+func (v *view) list(ctx context.Context) *merged {
+	ctx, cancel := context.WithTimeout(ctx, listWait)
+	defer cancel()
+	v.session.Catalogs(ctx)
+	return v.now()
+}
+
+// now returns the merged catalog without waiting for anybody.
+func (v *view) now() *merged {
+	if m := v.current.Load(); m != nil && !v.dirty.Load() {
+		return m
+	}
+	v.building.Lock()
+	defer v.building.Unlock()
+	// Cleared before the catalogs are read: a change in between is seen next time.
+	v.dirty.Store(false)
+	catalogs := v.session.Catalogs(ended)
+	if m := v.current.Load(); m != nil && slices.Equal(m.key, generations(catalogs)) {
+		return m
+	}
+	m := merge(catalogs, v.g.names, v.g.filters, v.g.log)
+	v.current.Store(m)
+	return m
+}
+
+// ended is for those who take what is there and wait for nothing.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// known reports whether the remote's tools have been listed for this principal.
+func (v *view) known(remote string) bool {
+	return slices.ContainsFunc(v.session.Catalogs(ended), func(c session.Catalog) bool {
+		return c.Remote == remote && c.Known
+	})
+}

@@ -1,0 +1,320 @@
+// Gatehouse is one MCP server in front of all of a user's MCP servers.
+//
+// This file parses the command line, builds the house, serves and drains;
+// nothing else reads flags or the environment. A call then goes one way
+// through the rooms, and its answer comes back:
+//
+//	main → gateway → session → auth → exchange (later)
+//
+// gateway is what clients and browsers see, session holds the connections to
+// the remotes, auth knows who may use which token. Each package's doc is the
+// next stop of the tour.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lmittmann/tint"
+	"golang.org/x/term"
+
+	"gatehouse/gateway"
+)
+
+// version is what `gatehouse version` and the MCP handshake say.
+const version = "0.1.0"
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2 // wrong usage or config
+)
+
+const usage = `Gatehouse: one MCP server in front of all your MCP servers.
+
+  gatehouse serve  [--config FILE] [--listen ADDR]   MCP over HTTP at http://ADDR/mcp, default 127.0.0.1:8080
+  gatehouse stdio  [--config FILE]                   MCP over stdin and stdout
+  gatehouse demo   [--listen ADDR]                   try it: a provider, a protected remote and the gateway, all local
+  gatehouse check  [--config FILE] [REMOTE]          validate the config; with REMOTE, walk its sign-in discovery
+  gatehouse version
+
+Without --config: ./gatehouse.json, else gatehouse/gatehouse.json in your config directory.
+--log-level debug|info|warn|error and --log-format auto|text|json go with every command.
+`
+
+// drainTime is how long calls in flight may take after a signal to stop.
+const drainTime = 10 * time.Second
+
+func main() {
+	// The SDK allocates a lot of short-lived memory for each message; collecting
+	// less often halves the CPU that a call costs.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// command is one invocation: its flags, and what it writes to.
+type command struct {
+	config, listen      string
+	logLevel, logFormat string
+	args                []string
+	out, err            io.Writer
+}
+
+// usageError is a mistake in the command line or the config: exit code 2.
+type usageError struct{ error }
+
+func run(ctx context.Context, args []string) int {
+	c := &command{out: os.Stdout, err: os.Stderr}
+	name := "help"
+	if len(args) > 0 {
+		name, args = args[0], args[1:]
+	}
+	commands := map[string]func(context.Context) error{
+		"serve": c.serve, "stdio": c.stdio, "demo": c.demo, "check": c.check,
+		"version": func(context.Context) error { fmt.Fprintln(c.out, "gatehouse", version); return nil },
+		"status":  c.needsFileStore, "login": c.needsFileStore, "logout": c.needsFileStore,
+	}
+	action, ok := commands[name]
+	if !ok {
+		fmt.Fprint(c.err, usage)
+		if name == "help" || name == "-h" || name == "--help" {
+			return exitDone
+		}
+		fmt.Fprintf(c.err, "\ngatehouse: there is no command %q\n", name)
+		return exitUsage
+	}
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(c.err)
+	flags.Usage = func() { fmt.Fprint(c.err, usage) }
+	flags.StringVar(&c.config, "config", "", "config file")
+	flags.StringVar(&c.listen, "listen", "", "address to listen on")
+	flags.StringVar(&c.logLevel, "log-level", "", "debug, info, warn or error")
+	flags.StringVar(&c.logFormat, "log-format", "", "auto, text or json")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return exitDone
+	case err != nil:
+		return exitUsage
+	}
+	c.args = flags.Args()
+	err := action(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintln(c.err, "gatehouse:", err)
+	if _, ok := errors.AsType[*gateway.ConfigError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// needsFileStore answers the commands that act on sign-ins kept in a file.
+func (c *command) needsFileStore(context.Context) error {
+	return usageError{errors.New("this command acts on sign-ins that are kept in a file, and this version keeps them in memory; ask the running gateway instead, by its tools gateway_status, gateway_login and gateway_logout")}
+}
+
+// noArgs refuses what a command does not take.
+func (c *command) noArgs() error {
+	if len(c.args) > 0 {
+		return usageError{fmt.Errorf("unexpected argument %q", c.args[0])}
+	}
+	return nil
+}
+
+// readConfig finds, reads and checks the config.
+func (c *command) readConfig() (*gateway.Config, []gateway.Note, error) {
+	path := c.config
+	if path == "" {
+		found, err := findConfig()
+		if err != nil {
+			return nil, nil, err
+		}
+		path = found
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("reading the config: %w", err)}
+	}
+	return gateway.ParseConfig(path, data, os.LookupEnv)
+}
+
+// findConfig looks where a config is expected without --config.
+func findConfig() (string, error) {
+	tried := []string{"gatehouse.json"}
+	if dir, err := os.UserConfigDir(); err == nil {
+		tried = append(tried, filepath.Join(dir, "gatehouse", "gatehouse.json"))
+	}
+	for _, path := range tried {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", usageError{fmt.Errorf(`there is no config at %s. Write one, such as {"mcpServers": {"notes": {"url": "https://notes.example.com/mcp"}}}, name one with --config (your client's mcp.json will do), or see "gatehouse demo"`,
+		strings.Join(tried, " or "))}
+}
+
+// logger makes the log: to stderr, colours on a terminal, JSON otherwise.
+func (c *command) logger(level, format string) (*slog.Logger, error) {
+	if c.logLevel != "" {
+		level = c.logLevel
+	}
+	if c.logFormat != "" {
+		format = c.logFormat
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q is not one of debug, info, warn, error", level)}
+	}
+	f, isFile := c.err.(*os.File)
+	terminal := isFile && term.IsTerminal(int(f.Fd()))
+	switch {
+	case format == "json", format == "auto" && !terminal:
+		return slog.New(slog.NewJSONHandler(c.err, &slog.HandlerOptions{Level: l})), nil
+	case format == "text", format == "auto":
+		return slog.New(tint.NewHandler(c.err, &tint.Options{Level: l, TimeFormat: time.TimeOnly, NoColor: !terminal})), nil
+	}
+	return nil, usageError{fmt.Errorf("--log-format %q is not one of auto, text, json", format)}
+}
+
+// prepare reads the config and makes the logger for a command that runs.
+func (c *command) prepare() (*gateway.Config, *slog.Logger, error) {
+	if err := c.noArgs(); err != nil {
+		return nil, nil, err
+	}
+	cfg, notes, err := c.readConfig()
+	if err != nil {
+		return nil, nil, err
+	}
+	log, err := c.logger(cfg.Gateway.Log.Level, cfg.Gateway.Log.Format)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, note := range notes {
+		log.Info("config: "+note.Say, "line", note.Line, "at", note.Path)
+	}
+	for _, server := range cfg.Servers {
+		if server.Unsupported != "" && !server.Disabled {
+			log.Warn("remote left out", "remote", server.Name, "why", server.Unsupported)
+		}
+	}
+	return cfg, log, nil
+}
+
+func (c *command) serve(ctx context.Context) error {
+	cfg, log, err := c.prepare()
+	if err != nil {
+		return err
+	}
+	if c.listen != "" {
+		if err := cfg.SetListen(c.listen); err != nil {
+			return usageError{err}
+		}
+	}
+	return serve(ctx, cfg, log, nil)
+}
+
+// serve listens, builds the house and serves it until ctx ends. ready, if not
+// nil, learns the URL of the MCP endpoint.
+func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready func(url string)) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Gateway.Listen)
+	if err != nil {
+		return fmt.Errorf("listening (gateway.listen or --listen chooses another address): %w", err)
+	}
+	defer listener.Close()
+	base := localURL(cfg.Gateway.Listen, listener.Addr())
+	h, err := build(cfg, publicURL(cfg, base), log)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.Handler(), log)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+	log.Info("serving MCP over HTTP", "url", base+"/mcp", "remotes", len(cfg.Running()), "sessions", cfg.Gateway.Sessions)
+	if ready != nil {
+		ready(base + "/mcp")
+	}
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	log.Info("stopping: calls in flight may finish", "within", drainTime)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	h.gateway.Drain(drain)
+	// Event streams end with their sessions; what is left is cut.
+	if err := srv.Shutdown(drain); err != nil {
+		srv.Close()
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving: %w", err)
+	}
+	return nil
+}
+
+func (c *command) stdio(ctx context.Context) error {
+	cfg, log, err := c.prepare()
+	if err != nil {
+		return err
+	}
+	// A browser reaches the sign-in pages here, on this machine alone.
+	address := net.JoinHostPort("127.0.0.1", fmt.Sprint(cfg.Gateway.OAuth.CallbackPort))
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening for sign-in pages (gateway.oauth.callbackPort chooses the port): %w", err)
+	}
+	defer listener.Close()
+	h, err := build(cfg, "http://"+listener.Addr().String(), log)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.PageHandler(), log)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+	log.Info("serving MCP over stdio", "remotes", len(cfg.Running()), "pages", "http://"+listener.Addr().String())
+	err = h.gateway.ServeStdio(ctx, os.Stdin, os.Stdout)
+	srv.Close()
+	<-served
+	return err
+}
+
+// publicURL is where browsers reach the gateway.
+func publicURL(cfg *gateway.Config, base string) string {
+	if cfg.Gateway.PublicURL != "" {
+		return cfg.Gateway.PublicURL
+	}
+	return base
+}
+
+// localURL is the address that was asked for, with the port that it became.
+func localURL(asked string, got net.Addr) string {
+	host, _, err := net.SplitHostPort(asked)
+	_, port, err2 := net.SplitHostPort(got.String())
+	if err != nil || err2 != nil || host == "" {
+		return "http://" + got.String()
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}

@@ -1,0 +1,712 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatehouse/auth"
+	"gatehouse/session/rawjson"
+)
+
+const (
+	dialTimeout      = 15 * time.Second // of initialize, and again of initialized
+	challengeTimeout = 30 * time.Second // of finding out how to sign in
+	pageTimeout      = 15 * time.Second // of one page of a list
+	listTimeout      = 60 * time.Second // after which no further page is asked for
+	asideTimeout     = 5 * time.Second  // of a message that nobody waits for
+	goodbyeTimeout   = 2 * time.Second  // of the DELETE that ends an MCP session
+	maxAside         = 8                // messages nobody waits for, at once
+	maxSessionID     = 4096
+	maxInstructions  = 64 << 10
+)
+
+// offered is the protocol version that initialize asks for, accepted what the
+// remote may answer.
+const offered = "2025-11-25"
+
+var accepted = []string{offered, "2025-06-18", "2025-03-26", "2024-11-05"}
+
+// connection is one principal's way to one remote. It is there from the
+// session's beginning to its end, whether or not the remote is.
+type connection struct {
+	session *Session
+	remote  *remote
+	wire    wire
+	ids     atomic.Int64  // of our requests, over all links
+	aside   chan struct{} // slots of messages that nobody waits for
+	wanting atomic.Bool   // the state is StateSignInNeeded
+
+	answered     chan struct{} // closed when the remote has been listed or has failed, once
+	answeredOnce sync.Once
+
+	mu       sync.Mutex // guards all below; never held over the network
+	epoch    int        // counts disconnects: what began before one does not count after it
+	link     *link      // nil: not connected
+	dialing  *attempt   // nil: none in flight
+	listing  *attempt   // nil: none in flight
+	listed   *attempt   // the last listing that ended
+	listings int        // begun so far
+	relist   bool       // the list has changed while it was being read
+	catalog  Catalog
+	status   Status
+}
+
+// link is one MCP session at the remote, from initialize to DELETE.
+type link struct {
+	header       http.Header // of each request; never changed
+	version      string
+	tools        bool // the remote has tools to list
+	server       string
+	build        string // the server's version of itself
+	instructions string
+}
+
+// attempt is a dial or a listing in flight. It runs under the session's
+// context; whoever needs it waits under their own.
+type attempt struct {
+	seq   int // of a listing
+	epoch int
+	loud  bool // may start a sign-in
+	done  chan struct{}
+	link  *link // like err, set before done is closed
+	err   error
+}
+
+// errStale: the attempt began before a disconnect and ended after it.
+var errStale = errors.New("disconnected meanwhile")
+
+func newConnection(s *Session, r *remote) *connection {
+	c := &connection{
+		session:  s,
+		remote:   r,
+		wire:     wire{remote: r},
+		aside:    make(chan struct{}, maxAside),
+		answered: make(chan struct{}),
+		catalog:  Catalog{Remote: r.Name},
+		status:   Status{State: StateConnecting, Since: time.Now()},
+	}
+	if r.Authorizer != nil {
+		c.wire.auth = r.Authorizer(s.principal)
+	}
+	return c
+}
+
+// call sends one request on behalf of a client, dialing first if need be.
+func (c *connection) call(ctx context.Context, method string, params json.RawMessage, notify func(string, json.RawMessage)) (json.RawMessage, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(c.remote.Timeout, func() { cancel(&deadline{c.remote.Timeout, true}) })
+	defer timer.Stop()
+	stop := context.AfterFunc(c.session.ctx, func() { cancel(ErrClosed) })
+	defer stop()
+
+	for try := 0; ; try++ {
+		l, err := c.dialed(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		id := c.ids.Add(1)
+		var result json.RawMessage
+		err = c.wire.authorized(ctx, true, func() (err error) {
+			result, _, err = c.wire.request(ctx, l.header, id, method, params, c.incoming(l, notify))
+			return err
+		})
+		switch {
+		case err == nil:
+			if c.wanting.Load() {
+				c.changed() // it does not want a sign-in any more, nor perhaps for its list
+			}
+			return result, nil
+		case errors.Is(err, errGone) && try == 0:
+			// "When a client receives HTTP 404 in response to a request containing an
+			// Mcp-Session-Id, it MUST start a new session".
+			c.drop(l, nil)
+			continue
+		case errors.Is(err, errGone):
+			err = c.remote.gone()
+		}
+		if ctx.Err() != nil {
+			c.cancelled(l, id)
+		}
+		c.failed(l, err)
+		return nil, err
+	}
+}
+
+func (r *remote) gone() *Failure {
+	return r.fail(KindSessionGone, nil, "forgot the MCP session twice in a row. If it runs as several replicas, they need to share their sessions.")
+}
+
+// failed notes what a request's error says about the connection.
+func (c *connection) failed(l *link, err error) {
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		if required.Reason != auth.ReasonMoreScopes {
+			c.note(l, err)
+		}
+		return
+	}
+	if isLost(err) {
+		c.drop(l, err)
+	} else if failure, ok := errors.AsType[*Failure](err); ok && failure.Status == http.StatusBadRequest {
+		// Servers that do not answer 404 for a session that they do not know
+		// answer this. A new one costs little, and begins with the next request.
+		c.drop(l, nil)
+	}
+}
+
+// note changes the state of a live connection.
+func (c *connection) note(l *link, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == l {
+		c.settleLocked(err)
+	}
+}
+
+// drop forgets a link that is of no use any more. With an error the remote is
+// down, and somebody has to find out when it is back.
+func (c *connection) drop(l *link, err error) {
+	c.mu.Lock()
+	if c.link != l {
+		c.mu.Unlock()
+		return
+	}
+	c.link = nil
+	if err == nil {
+		c.mu.Unlock()
+		return
+	}
+	news := c.settleLocked(err)
+	c.mu.Unlock()
+	c.unwell(err, news)
+}
+
+// settleLocked derives the state from the outcome of what was tried last, and
+// reports whether it is another than before.
+func (c *connection) settleLocked(err error) (news bool) {
+	state := StateUnavailable
+	if err == nil {
+		state = StateConnected
+	} else if _, ok := errors.AsType[*auth.RequiredError](err); ok || errors.Is(err, auth.ErrSignInNeeded) {
+		state = StateSignInNeeded
+	} else if failure, ok := errors.AsType[*Failure](err); ok && failure.Kind == KindUnsupported {
+		state = StateUnsupported
+	}
+	news = state != c.status.State || err != nil && c.status.Err != nil && err.Error() != c.status.Err.Error()
+	if news {
+		c.status.Since = time.Now()
+	}
+	c.status.State, c.status.Err = state, err
+	c.wanting.Store(state == StateSignInNeeded)
+	return news
+}
+
+// unwell has a remote that is down watched until it is back.
+func (c *connection) unwell(err error, news bool) {
+	if c.session.ctx.Err() != nil {
+		return
+	}
+	level := slog.LevelInfo
+	if isDown(err) {
+		level = slog.LevelWarn
+		c.remote.recovery.join(c)
+	} else {
+		c.remote.recovery.leave(c)
+	}
+	if news {
+		c.session.log.Log(c.session.ctx, level, "remote not connected", "remote", c.remote.Name, "error", err)
+	}
+}
+
+// dialed returns a link, dialing if there is none. One dial is in flight at a
+// time, and it is always loud here: whoever calls this waits for the answer. A
+// quiet one that is found in flight and ends for want of a sign-in is followed
+// by a loud one. With fresh, so is one that began before a sign-in that the
+// caller knows of.
+func (c *connection) dialed(ctx context.Context, fresh bool) (*link, error) {
+	for {
+		c.mu.Lock()
+		if l := c.link; l != nil {
+			c.mu.Unlock()
+			return l, nil
+		}
+		a, joined := c.dialing, true
+		if a == nil {
+			a, joined = c.startDialLocked(true), false
+		}
+		c.mu.Unlock()
+		if a == nil {
+			return nil, ErrClosed
+		}
+		if err := c.wait(ctx, a); err != nil {
+			return nil, err
+		}
+		_, required := errors.AsType[*auth.RequiredError](a.err)
+		old := joined && fresh && required
+		switch {
+		case a.err == nil:
+			return a.link, nil
+		case errors.Is(a.err, errStale):
+		case !a.loud && errors.Is(a.err, auth.ErrSignInNeeded):
+		case old:
+			fresh = false
+		default:
+			return nil, a.err
+		}
+	}
+}
+
+// wait waits for an attempt; its error is that of the waiting.
+func (c *connection) wait(ctx context.Context, a *attempt) error {
+	select {
+	case <-a.done:
+		return nil
+	case <-ctx.Done():
+		return c.remote.ended(ctx)
+	}
+}
+
+// startDialLocked begins a dial, or returns nil if the session is closed.
+func (c *connection) startDialLocked(loud bool) *attempt {
+	a := &attempt{epoch: c.epoch, loud: loud, done: make(chan struct{})}
+	if !c.session.spawn(func() { c.dial(a) }) {
+		return nil
+	}
+	c.dialing = a
+	if c.status.State == StateConnected {
+		c.status.State, c.status.Since = StateConnecting, time.Now()
+	}
+	return a
+}
+
+// dial initializes an MCP session and has its tools listed.
+func (c *connection) dial(a *attempt) {
+	l, err := c.initialize(c.session.ctx, a.loud)
+	c.mu.Lock()
+	if c.dialing == a {
+		c.dialing = nil
+	}
+	stale, news := c.epoch != a.epoch, false
+	switch {
+	case stale:
+		err = errStale
+	case err == nil:
+		c.link = l
+		c.catalog.Instructions = l.instructions
+		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
+		// Before anybody can see the link, so that none is seen unlisted. Quietly:
+		// the caller that dialed may not need the list.
+		c.startListLocked(l, false)
+	default:
+		news = c.settleLocked(err)
+	}
+	c.mu.Unlock()
+	a.link, a.err = l, err
+	close(a.done)
+	switch {
+	case stale && l != nil:
+		c.goodbye(l)
+	case stale:
+	case err == nil:
+		c.remote.recovery.up()
+	default:
+		c.answeredOnce.Do(func() { close(c.answered) })
+		c.unwell(err, news)
+	}
+}
+
+// initialize is the handshake: initialize, and initialized.
+func (c *connection) initialize(ctx context.Context, loud bool) (*link, error) {
+	params, err := initializeParams(c.session.pool.name, c.session.pool.version)
+	if err != nil {
+		return nil, err
+	}
+	var l *link
+	err = c.wire.authorized(ctx, loud, func() error {
+		ctx, cancel := within(ctx, dialTimeout)
+		defer cancel()
+		result, header, err := c.wire.request(ctx, c.remote.header, c.ids.Add(1), "initialize", params, c.incoming(nil, nil))
+		if err == nil {
+			l, err = c.remote.newLink(result, header)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, c.refusedToBegin(err)
+	}
+	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
+	if err != nil {
+		return nil, err
+	}
+	err = c.wire.authorized(ctx, loud, func() error {
+		ctx, cancel := within(ctx, dialTimeout)
+		defer cancel()
+		return c.wire.notify(ctx, l.header, body)
+	})
+	if errors.Is(err, errGone) {
+		return nil, c.remote.gone()
+	} else if err != nil {
+		c.goodbye(l)
+		return nil, err
+	}
+	return l, nil
+}
+
+// within is a context for something that a remote has to do in time.
+func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, &deadline{after: d})
+}
+
+// initializeParams are the params of initialize. No capabilities are declared:
+// the gateway answers nothing that a remote could ask.
+func initializeParams(name, version string) (json.RawMessage, error) {
+	type implementation struct {
+		Name    string `json:"name"`
+		Version string `json:"version"`
+	}
+	params, err := json.Marshal(struct {
+		ProtocolVersion string         `json:"protocolVersion"`
+		Capabilities    struct{}       `json:"capabilities"`
+		ClientInfo      implementation `json:"clientInfo"`
+	}{offered, struct{}{}, implementation{name, version}})
+	if err != nil {
+		return nil, fmt.Errorf("encoding initialize: %w", err)
+	}
+	return params, nil
+}
+
+// refusedToBegin makes a remote's error to initialize a failure: no client
+// asked for it.
+func (c *connection) refusedToBegin(err error) error {
+	const unsupportedVersion, invalidParams = -32022, -32602
+	refusal, ok := errors.AsType[*ResponseError](err)
+	switch {
+	case !ok:
+		return err
+	case refusal.Code == unsupportedVersion:
+		return c.remote.fail(KindUnsupported, refusal, "speaks none of the protocol versions %s.", strings.Join(accepted, ", "))
+	default:
+		return c.remote.fail(KindBadAnswer, refusal, "refused to begin an MCP session (JSON-RPC error %d). Ask its operator.", refusal.Code)
+	}
+}
+
+// newLink reads the answer to initialize.
+func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, error) {
+	values, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo", "instructions")
+	if err != nil {
+		return nil, r.badAnswer(errors.New("a member twice in its answer to initialize"))
+	}
+	version, ok := rawjson.String(values[0])
+	if !ok {
+		return nil, r.badAnswer(errors.New("no protocol version in its answer to initialize"))
+	}
+	// "If the client does not support the version in the server's response, it
+	// SHOULD disconnect."
+	if !slices.Contains(accepted, version) {
+		return nil, r.fail(KindUnsupported, nil, "speaks protocol version %s; the gateway speaks %s.", shown(version), strings.Join(accepted, ", "))
+	}
+	l := &link{version: version, header: r.requestHeader()}
+	if values[1] != nil && values[1][0] == '{' {
+		capabilities, err := rawjson.Get(values[1], "tools")
+		if err != nil {
+			return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
+		}
+		l.tools = capabilities[0] != nil && capabilities[0][0] == '{'
+	}
+	if values[2] != nil && values[2][0] == '{' {
+		if info, err := rawjson.Get(values[2], "name", "version"); err == nil {
+			name, _ := rawjson.String(info[0])
+			build, _ := rawjson.String(info[1])
+			l.server, l.build = shown(name), shown(build)
+		}
+	}
+	if text, ok := rawjson.String(values[3]); ok && len(text) <= maxInstructions {
+		l.instructions = text
+	}
+	// "The client MUST include the MCP-Protocol-Version: <protocol-version> HTTP
+	// header on all subsequent requests to the MCP server".
+	l.header[headerProtocol] = []string{version}
+	if ids := header[headerSession]; len(ids) > 0 {
+		// "The session ID MUST only contain visible ASCII characters (ranging from
+		// 0x21 to 0x7E)."
+		id := ids[0]
+		if len(ids) > 1 || id == "" || len(id) > maxSessionID || strings.ContainsFunc(id, func(c rune) bool { return c < 0x21 || c > 0x7e }) {
+			return nil, r.badAnswer(errors.New("an unusable session id"))
+		}
+		l.header[headerSession] = ids
+	}
+	return l, nil
+}
+
+// incoming takes what a remote sends on the stream of one of our requests.
+func (c *connection) incoming(l *link, notify func(string, json.RawMessage)) incoming {
+	return incoming{
+		notify: func(method string, params json.RawMessage) {
+			if method == "notifications/tools/list_changed" {
+				c.changed()
+			} else if notify != nil {
+				notify(method, params)
+			}
+		},
+		request: func(id json.RawMessage, method string) {
+			if l != nil {
+				c.reply(l, id, method)
+			}
+		},
+	}
+}
+
+// reply answers a remote's request. "The receiver MUST respond promptly with an
+// empty response" to a ping; nothing else was declared, so nothing else is
+// answered.
+func (c *connection) reply(l *link, id json.RawMessage, method string) {
+	body := append([]byte(`{"jsonrpc":"2.0","id":`), id...)
+	if method == "ping" {
+		body = append(body, `,"result":{}}`...)
+	} else {
+		body = append(body, `,"error":{"code":-32601,"message":"Method not found"}}`...)
+	}
+	c.sendAside(l, body)
+}
+
+// cancelled tells the remote that nobody waits for a request any more.
+func (c *connection) cancelled(l *link, id int64) {
+	body, err := appendRequest(nil, 0, "notifications/cancelled", fmt.Appendf(nil, `{"requestId":%d}`, id))
+	if err == nil {
+		c.sendAside(l, body)
+	}
+}
+
+// sendAside sends a message that nobody waits for, unless there are many.
+func (c *connection) sendAside(l *link, body []byte) {
+	select {
+	case c.aside <- struct{}{}:
+	default:
+		return
+	}
+	sent := c.session.spawn(func() {
+		defer func() { <-c.aside }()
+		ctx, cancel := context.WithTimeout(c.session.ctx, asideTimeout)
+		defer cancel()
+		if err := c.wire.notify(ctx, l.header, body); err != nil {
+			c.session.log.Debug("message not delivered", "remote", c.remote.Name, "error", err)
+		}
+	})
+	if !sent {
+		<-c.aside
+	}
+}
+
+// startListLocked begins a listing, or returns nil if the session is closed.
+func (c *connection) startListLocked(l *link, loud bool) *attempt {
+	a := &attempt{seq: c.listings + 1, epoch: c.epoch, loud: loud, link: l, done: make(chan struct{})}
+	if !c.session.spawn(func() { c.list(a) }) {
+		return nil
+	}
+	c.listings++
+	c.listing = a
+	c.relist = false
+	return a
+}
+
+// list reads the catalog anew.
+func (c *connection) list(a *attempt) {
+	tools, err := c.readTools(c.session.ctx, a.link, a.loud)
+	if errors.Is(err, errGone) {
+		err = c.remote.gone()
+	}
+	c.mu.Lock()
+	if c.epoch != a.epoch {
+		c.mu.Unlock()
+		a.err = errStale
+		close(a.done)
+		return
+	}
+	c.listing, c.listed = nil, a
+	if isLost(err) && c.link == a.link {
+		c.link = nil
+	}
+	news := c.settleLocked(err)
+	changed := news && err == nil
+	if err == nil && !(c.catalog.Known && sameTools(c.catalog.Tools, tools)) {
+		c.catalog.Tools, c.catalog.Known = tools, true
+		c.catalog.Generation++
+		c.status.Tools = len(tools)
+		changed = true
+	}
+	if c.relist && c.link == a.link {
+		c.startListLocked(a.link, false)
+	}
+	c.mu.Unlock()
+	// Before those who wait go on: they will look at what has changed.
+	if changed {
+		c.session.changed()
+	}
+	a.err = err
+	close(a.done)
+	c.answeredOnce.Do(func() { close(c.answered) })
+	if err != nil {
+		c.unwell(err, news)
+		return
+	}
+	c.remote.recovery.leave(c)
+	if news {
+		c.session.log.Info("remote connected", "remote", c.remote.Name, "tools", len(tools))
+	}
+}
+
+// isLost reports whether a failure means that the link is of no use any more.
+func isLost(err error) bool {
+	failure, ok := errors.AsType[*Failure](err)
+	return ok && (failure.Kind == KindSessionGone || failure.Kind == KindUnreachable || failure.Kind == KindBlocked)
+}
+
+// changed has the tools listed again: the remote says that they have changed.
+func (c *connection) changed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.listing != nil:
+		c.relist = true
+	case c.link != nil:
+		c.startListLocked(c.link, false)
+	}
+}
+
+// connect dials if need be, and lists; nil means that both worked after it was
+// called. It may start a sign-in.
+func (c *connection) connect(ctx context.Context) error {
+	c.mu.Lock()
+	since := c.listings // a listing up to this one may be older than the caller's sign-in
+	old := c.link
+	c.mu.Unlock()
+	for again := false; ; {
+		l, err := c.dialed(ctx, true)
+		if err != nil {
+			return err
+		}
+		a := c.listedAfter(since, l)
+		if a == nil {
+			return ErrClosed
+		}
+		if err := c.wait(ctx, a); err != nil {
+			return err
+		}
+		if a.seq <= since {
+			continue // there is room for a newer one now
+		}
+		since = a.seq
+		failure, _ := errors.AsType[*Failure](a.err)
+		refusal, _ := errors.AsType[*auth.Error](a.err)
+		switch {
+		case a.err == nil:
+			return nil
+		case errors.Is(a.err, errStale), !a.loud && errors.Is(a.err, auth.ErrSignInNeeded):
+		case !again && failure != nil && failure.Kind == KindSessionGone:
+			again = true
+		case !again && refusal != nil && refusal.Kind == auth.KindForbidden && l == old:
+			// The MCP session may belong to the account that was signed in before.
+			again = true
+			c.drop(l, nil)
+			c.goodbye(l)
+		default:
+			return a.err
+		}
+	}
+}
+
+// listedAfter returns the last listing, or one in flight, or else begins one:
+// after the since-th, on the link that is there.
+func (c *connection) listedAfter(since int, l *link) *attempt {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.listing != nil:
+		return c.listing
+	case c.listed != nil && c.listed.seq > since:
+		return c.listed
+	}
+	return c.startListLocked(l, true)
+}
+
+// quietly connects and lists with the tokens that are there, and returns when
+// that has been tried.
+func (c *connection) quietly(ctx context.Context) error {
+	for again := true; ; {
+		c.mu.Lock()
+		a := c.dialing
+		switch {
+		case a != nil:
+		case c.listing != nil:
+			a = c.listing
+		case !again:
+		case c.link == nil:
+			a, again = c.startDialLocked(false), false
+		case c.status.State == StateUnavailable:
+			a, again = c.startListLocked(c.link, false), false
+		}
+		c.mu.Unlock()
+		if a == nil {
+			return nil
+		}
+		if err := c.wait(ctx, a); err != nil {
+			return err
+		}
+		if a.err != nil {
+			return a.err
+		}
+	}
+}
+
+// disconnect closes the connection, forgets the catalog, and looks quietly what
+// is left without the sign-in.
+func (c *connection) disconnect() {
+	c.mu.Lock()
+	l := c.link
+	known := c.catalog.Known
+	c.epoch++
+	c.link, c.dialing, c.listing, c.listed = nil, nil, nil, nil
+	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
+	c.status = Status{State: StateConnecting, Since: time.Now()}
+	c.startDialLocked(false)
+	c.mu.Unlock()
+	if known {
+		c.session.changed()
+	}
+	if l != nil {
+		c.session.spawn(func() { c.goodbye(l) })
+	}
+}
+
+// currentCatalog returns the catalog as last listed.
+func (c *connection) currentCatalog() Catalog {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.catalog
+}
+
+// takeLink takes the link away, for good.
+func (c *connection) takeLink() *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.link
+	c.link = nil
+	return l
+}
+
+// goodbye ends the MCP session at the remote, in the background of a session
+// that goes on.
+func (c *connection) goodbye(l *link) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.session.ctx), goodbyeTimeout)
+	defer cancel()
+	c.wire.end(ctx, l.header)
+}

@@ -1,0 +1,34 @@
+// Package session holds the live connections to remotes: for each principal
+// one [Session], in it one connection to each remote, and what the remote last
+// listed there, its [Catalog].
+//
+// One call walks through the files like this:
+//
+//   - [Pool.Open] (pool.go) finds or makes the principal's session and starts
+//     dialing all remotes in the background, so that the catalogs are there
+//     when a client asks ([Session.Catalogs], session.go).
+//   - [Session.Call] finds the remote's connection. connection.go dials if
+//     there is none, at most once at a time, everybody waiting under their own
+//     context. A failed dial is never remembered as an answer: the next call
+//     dials again.
+//   - wire.go puts the request into one POST, with the principal's token for
+//     this remote, and reads the answer: plain JSON, or an event stream
+//     (sse.go). message.go looks at the envelope only. Params and results stay
+//     the bytes that they are.
+//   - A 401 or 403 goes to the [Authorizer]. If that has another token the
+//     request is sent once more; otherwise its error is the call's, and the
+//     connection is as good as before.
+//   - A remote that forgot the MCP session (404) has not executed the request,
+//     so there is a new one and the request is repeated, once.
+//   - catalog.go reads tools/list page by page and drops definitions that
+//     cannot be used, one by one.
+//   - errors.go says in one sentence what went wrong. Remotes' own texts stay
+//     in [ResponseError], for the client that asked, and in no log.
+//   - Whoever finds a remote down waits in recovery.go: one loop for each
+//     remote tries it with one of those who wait and wakes the others when it
+//     is back.
+//
+// What nobody waits for is done quietly: it uses tokens that are there and
+// never starts a sign-in. A request is never sent twice unless the remote said
+// that it did not execute it; a call that got no answer fails instead.
+package session

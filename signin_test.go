@@ -1,0 +1,223 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth/authtest"
+)
+
+// TestRealProvider: the walk with zitadel's provider and its login form.
+func TestRealProvider(t *testing.T) {
+	t.Parallel()
+	op := authtest.NewOP(t, authtest.OPConfig{})
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: op})
+	gw := startServe(t, config("", "notes", remote.URL))
+	client := authtest.Legacy(t, gw.url)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "by a real provider")
+	s := status(t, client)["notes"]
+	if s.SignIn != "signed_in" || s.Issuer != op.Issuer() || s.Expires == nil {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+// TestCustomCA: a private certificate authority is used for the remote, for the
+// documents and for the authorization server, and adds to the system's roots.
+func TestCustomCA(t *testing.T) {
+	t.Parallel()
+	as := authtest.StartAS(t, authtest.ASConfig{TLS: true, Path: "/tenant"})
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as, TLS: true})
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, append(as.CA, remote.CA...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	walk := func(gw *process) {
+		t.Helper()
+		client := authtest.Legacy(t, gw.url)
+		browser := authtest.NewBrowser(t)
+		browser.Trust(as.CA, remote.CA)
+		if page := browser.Open(link(t, client.Call("notes_echo", nil), "notes")); page.Status != http.StatusOK {
+			t.Fatalf("%d %s\n%s", page.Status, page.URL, page.Body)
+		}
+		echo(t, client, "notes_echo", "over TLS")
+	}
+	walk(startServe(t, config(fmt.Sprintf(`{"ca": %q}`, ca), "notes", remote.URL)))
+	walk(startServe(t, fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q, "tls": {"ca": %q}}}}`, remote.URL, ca)))
+
+	// Without it, a sentence that says what is wrong.
+	client := authtest.Legacy(t, startServe(t, config("", "notes", remote.URL)).url)
+	if result := client.Call("notes_echo", nil); !result.IsError || !strings.Contains(authtest.Text(result), "certificate") {
+		t.Errorf("without the CA: %s", authtest.Text(result))
+	}
+}
+
+// TestPreRegistered: the configured client is used, with its own callback path,
+// and nothing is registered.
+func TestPreRegistered(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{"client_secret_basic", "client_secret_post", "none"} {
+		as := authtest.NewAS(t)
+		remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+		id, secret := "pre+registered/1", "canary-cs-sécret%:+"
+		if method == "none" {
+			secret = ""
+		}
+		file := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		secretFile := fmt.Sprintf(`"clientSecretFile": %q,`, file)
+		if method == "none" {
+			secretFile = ""
+		}
+		gw := startServe(t, fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q, "auth": {"clientId": %q, %s "tokenEndpointAuthMethod": %q, "callbackPath": "/my/callback", "scopes": ["only.this"]}}}}`,
+			remote.URL, id, secretFile, method))
+		as.AddClient(authtest.OAuthClient{ID: id, Secret: secret, Method: method, RedirectURIs: []string{strings.TrimSuffix(gw.url, "/mcp") + "/my/callback"}})
+		w := &world{as: as, remote: remote, gw: gw}
+		w.guardSecrets(t)
+		client := authtest.Legacy(t, gw.url)
+		signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+		echo(t, client, "notes_echo", method)
+		if n := as.Count(authtest.EndpointRegister); n != 0 {
+			t.Errorf("%s: %d registrations", method, n)
+		}
+		if scope := as.Requests(authtest.EndpointAuthorize)[0].Query.Get("scope"); scope != "only.this" {
+			t.Errorf("%s: scope %q", method, scope)
+		}
+	}
+}
+
+// TestCheckRemote prints the walk of discovery, step by step.
+func TestCheckRemote(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	check := func() (string, error) {
+		out, err := exec.Command("gatehouse", "check", "--config", writeConfig(t, config("", "notes", remote.URL)), "notes").CombinedOutput()
+		return string(out), err
+	}
+	out, err := check()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"401", "oauth-protected-resource", "oauth-authorization-server", as.Issuer(), "S256"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the walk does not mention %s:\n%s", want, out)
+		}
+	}
+	as.Set(func(k *authtest.ASKnobs) { k.NoS256 = true })
+	out, err = check()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed {
+		t.Errorf("a remote without S256: %v", err)
+	}
+	if !strings.Contains(out, "S256") || !strings.Contains(out, "code_challenge_methods_supported") {
+		t.Errorf("it does not say what is wrong:\n%s", out)
+	}
+}
+
+// TestRemoteProblems: what is wrong with a remote's sign-in is said in a
+// sentence that names it, and the status keeps it.
+func TestRemoteProblems(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "")
+	client := authtest.Legacy(t, w.gw.url)
+	for _, tt := range []struct {
+		name   string
+		as     func(*authtest.ASKnobs)
+		remote func(*authtest.RemoteKnobs)
+		say    string
+	}{
+		{"no S256", func(k *authtest.ASKnobs) { k.NoS256 = true }, nil, "S256"},
+		{"another issuer", func(k *authtest.ASKnobs) { k.Issuer = "https://canary.example.com" }, nil, "issuer"},
+		{"no registration", func(k *authtest.ASKnobs) { k.NoRegistration = true }, nil, "clientId"},
+		{"a scheme that is none", func(k *authtest.ASKnobs) {
+			k.Document = map[string]any{"authorization_endpoint": "javascript:alert('canary')"}
+		}, nil, "authorization_endpoint"},
+		{"an internal address", func(k *authtest.ASKnobs) {
+			k.Document = map[string]any{"token_endpoint": "http://169.254.169.254/canary"}
+		}, nil, "token_endpoint"},
+		{"another's resource", nil, func(k *authtest.RemoteKnobs) {
+			k.Document = map[string]any{"resource": "https://other.example.com/canary"}
+		}, "resource"},
+	} {
+		w.as.Set(func(k *authtest.ASKnobs) {
+			if *k = (authtest.ASKnobs{}); tt.as != nil {
+				tt.as(k)
+			}
+		})
+		w.remote.Set(func(k *authtest.RemoteKnobs) {
+			if *k = (authtest.RemoteKnobs{}); tt.remote != nil {
+				tt.remote(k)
+			}
+		})
+		// Documents that were good a moment ago are cached; a restart forgets them.
+		gw := startServe(t, config("", "notes", w.remote.URL))
+		client = authtest.Legacy(t, gw.url)
+		result := client.Call("notes_echo", nil)
+		say := authtest.Text(result)
+		if !result.IsError || asked(result).AuthURL != "" || !strings.Contains(say, "notes") || !strings.Contains(say, tt.say) || strings.Contains(say, "canary") {
+			t.Errorf("%s: %s", tt.name, say)
+		}
+		if s := status(t, client)["notes"]; !strings.Contains(s.LastError, tt.say) {
+			t.Errorf("%s: status: %+v", tt.name, s)
+		}
+	}
+}
+
+// TestStdioEnds: when the client goes away, so does the process; nothing but
+// MCP was ever on stdout.
+func TestStdioEnds(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gw := startStdio(t, config("", "r", remote.URL))
+	client := authtest.Connect(t, authtest.ClientConfig{Transport: &mcp.IOTransport{Reader: gw.stdout, Writer: gw.stdin}})
+	echo(t, client, "r_echo", "x")
+	if err := gw.stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := gw.wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// served answers every request with one document, as a host on the internet would.
+type served string
+
+func (s served) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{
+		StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Type": {"application/json"}},
+		Body:   io.NopCloser(strings.NewReader(string(s))),
+	}, nil
+}
+
+// TestClientMetadataElsewhere: a Client ID Metadata Document that is served
+// elsewhere is the client id, and nothing is registered.
+func TestClientMetadataElsewhere(t *testing.T) {
+	t.Parallel()
+	const id = "https://clients.example.com/gatehouse.json"
+	w := newWorld(t, `{"oauth": {"clientMetadataUrl": "`+id+`"}}`)
+	redirect := strings.TrimSuffix(w.gw.url, "/mcp") + "/oauth/callback/notes"
+	document := fmt.Sprintf(`{"client_id": %q, "client_name": "Gatehouse", "redirect_uris": [%q], "token_endpoint_auth_method": "none"}`, id, redirect)
+	w.as.Set(func(k *authtest.ASKnobs) {
+		k.CIMD, k.Fetch = true, &http.Client{Transport: served(document)}
+	})
+	client := authtest.Legacy(t, w.gw.url)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "known by a document")
+	if got := w.as.Requests(authtest.EndpointAuthorize)[0].Query.Get("client_id"); got != id {
+		t.Errorf("client_id = %q", got)
+	}
+	if n := w.as.Count(authtest.EndpointRegister); n != 0 {
+		t.Errorf("%d registrations", n)
+	}
+}
