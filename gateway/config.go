@@ -284,7 +284,7 @@ func (c *Config) read(r *reader, root value) {
 		return
 	}
 	var file configFile
-	var servers bool
+	servers := false
 	for _, m := range members {
 		switch name := nameOf(m); name {
 		case "$schema":
@@ -296,9 +296,11 @@ func (c *Config) read(r *reader, root value) {
 		case "servers":
 			r.problemAt(m.Name.StartOffset, name, "this is VS Code's form: rename the key to mcpServers")
 			servers = true
-		default:
+		case "inputs":
 			r.offsets[name] = m.Name.StartOffset
-			r.note(name, "unknown key, ignored%s", didYouMean(name, []string{"mcpServers", "gateway", "$schema"}))
+			r.note(name, "not a key of the gateway's, ignored")
+		default:
+			r.problemAt(m.Name.StartOffset, name, "unknown key%s", didYouMean(name, jsonKeys(reflect.TypeFor[configFile]())))
 		}
 	}
 	if !servers || len(c.Servers) == 0 && len(r.problems) == 0 {
@@ -341,7 +343,7 @@ func readServer(r *reader, at, name string, v value) Server {
 	})
 	s := Server{Name: name, Disabled: f.Disabled, Prefix: f.Prefix, Tools: f.Tools, TLS: f.TLS, Timeout: 60 * time.Second}
 	checkName(r, at, &s)
-	s.Type = checkType(r, at, &f)
+	s.Type = checkType(r, at, &f, hasMember(v, "url"))
 	switch s.Type {
 	case "stdio":
 		s.Unsupported = "local commands are " + notYet
@@ -415,10 +417,10 @@ func checkName(r *reader, at string, s *Server) {
 }
 
 // checkType returns http, sse or stdio; without a type, what else is there decides.
-func checkType(r *reader, at string, f *serverFile) string {
+func checkType(r *reader, at string, f *serverFile, hasURL bool) string {
 	switch f.Type {
 	case "http", "streamable-http", "streamableHttp", "sse":
-		if f.URL == "" {
+		if !hasURL {
 			r.problem(at, `has no "url"`)
 		}
 		if f.Type == "sse" {
@@ -428,7 +430,7 @@ func checkType(r *reader, at string, f *serverFile) string {
 	case "stdio", "local":
 		return "stdio"
 	case "":
-		if f.URL != "" {
+		if hasURL {
 			return "http"
 		}
 		return "stdio"
@@ -438,7 +440,7 @@ func checkType(r *reader, at string, f *serverFile) string {
 }
 
 func checkRemoteURL(r *reader, at, raw string, allow []netip.Prefix) *url.URL {
-	if raw == "" {
+	if _, given := r.offsets[at]; !given {
 		return &url.URL{} // said already
 	}
 	u, err := url.Parse(raw)

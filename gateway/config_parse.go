@@ -67,8 +67,12 @@ func (r *reader) position(offset int) (line, column int) {
 }
 
 // problem notes what is wrong at a path, or at the closest one above it that
-// stands in the file.
+// stands in the file. Of a value that could not even be read, nothing more is
+// said.
 func (r *reader) problem(path, format string, args ...any) {
+	if slices.ContainsFunc(r.problems, func(p Problem) bool { return p.Path == path }) {
+		return
+	}
 	r.problemAt(r.offset(path), path, format, args...)
 }
 
@@ -176,7 +180,9 @@ func (r *reader) decode(v value, path string, dst reflect.Value, unknown func(pa
 	switch dst.Kind() {
 	case reflect.Pointer:
 		dst.Set(reflect.New(dst.Type().Elem()))
-		r.decode(v, path, dst.Elem(), unknown)
+		if dst.Type().Elem() != reflect.TypeFor[anyObject]() {
+			r.decode(v, path, dst.Elem(), unknown)
+		}
 		return
 	case reflect.Struct:
 		r.decodeStruct(v, path, dst, unknown)
@@ -260,8 +266,6 @@ func isOff(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Map, reflect.Slice:
 		return v.Len() == 0
-	case reflect.Pointer:
-		return v.IsNil() || isOff(v.Elem())
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if !isOff(v.Field(i)) {
