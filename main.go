@@ -192,7 +192,7 @@ func (c *command) logger(level, format string) (*slog.Logger, error) {
 	case format == "json", format == "auto" && !terminal:
 		return slog.New(slog.NewJSONHandler(c.err, &slog.HandlerOptions{Level: l})), nil
 	case format == "text", format == "auto":
-		return slog.New(tint.NewHandler(c.err, &tint.Options{Level: l, TimeFormat: time.TimeOnly, NoColor: !terminal})), nil
+		return slog.New(tint.NewTextHandler(c.err, &tint.Options{Level: l, TimeFormat: time.TimeOnly, NoColor: !terminal})), nil
 	}
 	return nil, usageError{fmt.Errorf("--log-format %q is not one of auto, text, json", format)}
 }

@@ -129,7 +129,6 @@ func TestCheckRemote(t *testing.T) {
 func TestRemoteProblems(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "")
-	client := authtest.Legacy(t, w.gw.url)
 	for _, tt := range []struct {
 		name   string
 		as     func(*authtest.ASKnobs)
@@ -161,7 +160,7 @@ func TestRemoteProblems(t *testing.T) {
 		})
 		// Documents that were good a moment ago are cached; a restart forgets them.
 		gw := startServe(t, config("", "notes", w.remote.URL))
-		client = authtest.Legacy(t, gw.url)
+		client := authtest.Legacy(t, gw.url)
 		result := client.Call("notes_echo", nil)
 		say := authtest.Text(result)
 		if !result.IsError || asked(result).AuthURL != "" || !strings.Contains(say, "notes") || !strings.Contains(say, tt.say) || strings.Contains(say, "canary") {

@@ -267,8 +267,8 @@ func isOff(v reflect.Value) bool {
 	case reflect.Map, reflect.Slice:
 		return v.Len() == 0
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if !isOff(v.Field(i)) {
+		for _, field := range v.Fields() {
+			if !isOff(field) {
 				return false
 			}
 		}

@@ -277,8 +277,7 @@ func schemaKeys(t *testing.T, at string, s *jsonschema.Schema, typ reflect.Type)
 		return
 	}
 	var supported []string
-	for i := range typ.NumField() {
-		field := typ.Field(i)
+	for field := range typ.Fields() {
 		if key := field.Tag.Get("json"); field.Tag.Get("later") == "" {
 			supported = append(supported, key)
 			property := s.Properties[key]

@@ -42,7 +42,8 @@ type authRequired struct {
 	Message    string `json:"message"`
 }
 
-func newAuthRequired(e *auth.RequiredError, now time.Time) authRequired {
+// newAuthRequired words the request for a sign-in; then is what to do after it.
+func newAuthRequired(e *auth.RequiredError, now time.Time, then string) authRequired {
 	var why string
 	switch e.Reason {
 	case auth.ReasonExpired:
@@ -59,8 +60,8 @@ func newAuthRequired(e *auth.RequiredError, now time.Time) authRequired {
 		Status:     "auth_required",
 		AuthURL:    e.AuthURL,
 		ServerName: e.Remote,
-		Message: fmt.Sprintf(why+" Open this link in your browser: %s — then repeat the same call. The link works for %s.",
-			e.Remote, e.AuthURL, plural(minutes, "minute")),
+		Message: fmt.Sprintf(why+" Open this link in your browser: %s — then %s. The link works for %s.",
+			e.Remote, e.AuthURL, then, plural(minutes, "minute")),
 	}
 }
 
@@ -74,8 +75,7 @@ func plural(n int, unit string) string {
 // signInResult is the tool result that asks for a sign-in: a sentence for
 // people and models first, the JSON second and under _meta. It has no
 // structuredContent, which would have to fit the tool's outputSchema.
-func signInResult(e *auth.RequiredError, now time.Time, isError bool) (json.RawMessage, error) {
-	required := newAuthRequired(e, now)
+func signInResult(required authRequired, isError bool) (json.RawMessage, error) {
 	data, err := json.Marshal(required)
 	if err != nil {
 		return nil, fmt.Errorf("encoding auth_required: %w", err)
@@ -106,7 +106,7 @@ func text(s string) textContent { return textContent{"text", s} }
 // understood, and leaves it an error where it was not.
 func renderCall(err error, now time.Time) (json.RawMessage, error) {
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
-		return signInResult(required, now, true)
+		return signInResult(newAuthRequired(required, now, "repeat the same call"), true)
 	}
 	if say, ok := sentence(err); ok {
 		return json.Marshal(toolResult{Content: []textContent{text(say)}, IsError: true})

@@ -83,11 +83,6 @@ func (n *namer) owns(remote int, name string) bool {
 	return owner >= 0 && n.prefixes[owner] == n.prefixes[remote]
 }
 
-// toolOf returns what is left of a name without its remote's prefix.
-func (n *namer) toolOf(remote int, name string) string {
-	return strings.TrimPrefix(name, n.prefixes[remote])
-}
-
 // withSuffix cuts a name and adds "_" and 6 hex digits of SHA-256(remote, NUL, tool).
 func withSuffix(name, remote, tool string) string {
 	sum := sha256.Sum256([]byte(remote + "\x00" + tool))

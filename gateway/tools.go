@@ -300,7 +300,7 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	}
 	err := c.view.session.Connect(ctx, name)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
-		return signInResult(required, g.now(), false)
+		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
 	}
 	if err != nil {
 		g.logFailure(ctx, c, name, "signing in", err)
@@ -314,7 +314,7 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	}
 	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
-		return signInResult(required, g.now(), false)
+		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
 	}
 	if errors.Is(err, auth.ErrNoSignIn) {
 		return toolText(fmt.Sprintf("%s is connected and asks for no sign-in.", name), nil)

@@ -39,7 +39,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 		for _, h := range []slog.Handler{
 			slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}),
 			slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}),
-			tint.NewHandler(&out, &tint.Options{Level: slog.LevelDebug}),
+			tint.NewTextHandler(&out, &tint.Options{Level: slog.LevelDebug}),
 		} {
 			slog.New(h).Debug("m", "v", v, slog.Group("g", "v", v))
 		}
