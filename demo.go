@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 
 	"gatehouse/demo"
 	"gatehouse/gateway"
@@ -36,14 +37,24 @@ func (c *command) demo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listen := c.listen
-	if listen == "" {
-		listen = cfg.Gateway.Listen
+	if c.listen == "" {
+		c.listen = freeAddress(ctx, cfg.Gateway.Listen)
 	}
-	if err := cfg.SetListen(listen); err != nil {
+	if err := cfg.SetListen(c.listen); err != nil {
 		return usageError{err}
 	}
 	return serve(ctx, cfg, log, func(url string) { c.explain(url, behind, config) })
+}
+
+// freeAddress is the address if nobody listens there, or any port: a trial
+// should not fail because something else is on 8080.
+func freeAddress(ctx context.Context, address string) string {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return "127.0.0.1:0"
+	}
+	l.Close()
+	return address
 }
 
 func (c *command) explain(url string, behind *demo.Demo, config []byte) {

@@ -246,6 +246,22 @@ func TestClientConfigs(t *testing.T) {
 	}
 }
 
+// TestReadmeConfig: the README's example is a valid config.
+func TestReadmeConfig(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(readme), "```jsonc\n")
+	example, _, found := strings.Cut(rest, "```")
+	if !found {
+		t.Fatal("the README has no example config")
+	}
+	if _, notes, err := ParseConfig("README.md", []byte(example), env); err != nil || len(notes) > 0 {
+		t.Errorf("%v, notes: %v", err, notes)
+	}
+}
+
 func TestReadSecretFile(t *testing.T) {
 	write := func(content string, mode os.FileMode) string {
 		file := filepath.Join(t.TempDir(), "secret")
