@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -316,7 +317,7 @@ func add(ctx context.Context, s auth.Store, key string) error {
 func leases(t *testing.T, open opener) {
 	a, b := open(t, Config{})
 	const workers, rounds = 8, 10
-	var inside, total int // without a lock of their own: the race detector looks on
+	var inside, total atomic.Int32
 	var wg sync.WaitGroup
 	for i := range workers {
 		s := []auth.Store{a, b}[i%2]
@@ -327,22 +328,22 @@ func leases(t *testing.T, open opener) {
 					t.Error(err)
 					return
 				}
-				if inside++; inside != 1 {
-					t.Errorf("%d hold the lease", inside)
+				if n := inside.Add(1); n != 1 {
+					t.Errorf("%d hold the lease", n)
 				}
 				if err := l.Check(t.Context()); err != nil {
 					t.Error(err)
 				}
-				total++
-				inside--
+				total.Add(1)
+				inside.Add(-1)
 				l.Release()
 				l.Release()
 			}
 		})
 	}
 	wg.Wait()
-	if total != workers*rounds {
-		t.Errorf("%d leases, want %d", total, workers*rounds)
+	if n := total.Load(); n != workers*rounds {
+		t.Errorf("%d leases, want %d", n, workers*rounds)
 	}
 
 	held, err := a.Lease(t.Context(), "n")
