@@ -71,15 +71,15 @@ func (b *Broker) tokenOf(h *hold) (*oauth2.Token, *refreshCall, error) {
 	now := b.now()
 	mayRefresh := g.refreshable() && !now.Before(h.retryAt)
 	if g.valid(now) {
-		if mayRefresh && !g.RefreshAt.IsZero() && !now.Before(g.RefreshAt) {
-			b.refreshLocked(h)
+		if mayRefresh && !g.RefreshAt.IsZero() && !now.Before(g.RefreshAt) && !g.inDoubt() {
+			b.refreshLocked(h, false)
 		}
 		t := *h.token
 		return &t, nil, nil
 	}
 	switch {
 	case mayRefresh || h.refreshing != nil:
-		return nil, b.refreshLocked(h), nil
+		return nil, b.refreshLocked(h, false), nil
 	case !g.refreshable() || h.final:
 		return nil, nil, nil
 	}
@@ -114,6 +114,12 @@ const forcedAgain = time.Minute
 // [ErrSignInNeeded] means that there is no silent way.
 func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 	sent := sentToken(resp)
+	a.b.mu.RLock()
+	h := a.b.holds[a.key]
+	a.b.mu.RUnlock()
+	if h != nil {
+		a.b.current(ctx, h, 0) // another process may have another token already
+	}
 	token, err := a.Token(ctx)
 	switch {
 	case err != nil:
@@ -122,7 +128,7 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 		return ErrSignInNeeded
 	}
 	b := a.b
-	h, err := b.held(ctx, a.key, a.remote)
+	h, err = b.held(ctx, a.key, a.remote)
 	if err != nil {
 		return err
 	} else if h == nil {
@@ -148,7 +154,7 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 		return h.lastErr
 	}
 	h.forcedAt = now
-	call := b.refreshLocked(h)
+	call := b.refreshLocked(h, true)
 	h.mu.Unlock()
 	select {
 	case <-ctx.Done():

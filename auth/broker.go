@@ -46,7 +46,7 @@ type Config struct {
 	Disabled bool // no sign-ins: a challenge is ErrDisabled
 	MaxFlows int  // pending flows of one principal; 0: 10
 
-	Store *Memory          // required; closed by its owner
+	Store Store            // required; closed by its owner
 	Log   *slog.Logger     // required
 	Now   func() time.Time // nil: time.Now
 }
@@ -77,7 +77,7 @@ type Broker struct {
 	disabled     bool
 	maxFlows     int
 	metadata     []byte // the Client ID Metadata Document; nil: not served here
-	store        *Memory
+	store        Store
 	log          *slog.Logger
 	now          func() time.Time
 

@@ -69,6 +69,11 @@ type grantFacts struct {
 	RefreshAt time.Time // zero: never
 	Expires   time.Time // zero: the server did not say
 	Account   string    // for display
+
+	// Redeeming is when the refresh token was about to be sent, zero once what
+	// came of it is known. If nobody is at it any more, the answer is lost: the
+	// server may have used the token up.
+	Redeeming time.Time `json:",omitzero"`
 }
 
 // grantRecord is a grant's form in the store, the only place where its secrets
@@ -107,20 +112,39 @@ func (g *grant) valid(now time.Time) bool {
 
 func (g *grant) refreshable() bool { return !g.Access.IsEmpty() && !g.Refresh.IsEmpty() }
 
+// inDoubt reports whether the refresh token may have been used up.
+func (g *grant) inDoubt() bool { return !g.Redeeming.IsZero() }
+
+// redeeming is the grant with the note that its refresh token is about to be
+// sent; at zero, that it has not been used up.
+func (g *grant) redeeming(at time.Time) *grant {
+	next := *g
+	next.Redeeming = at
+	return &next
+}
+
 // ended is the grant without its tokens: what was agreed, and with whom.
 func (g *grant) ended() *grant {
-	return &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret}
+	next := &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret}
+	next.Redeeming = time.Time{}
+	return next
 }
 
 // keepDead is how long the store keeps a grant that nothing can revive. Until
 // then it says why a sign-in is asked for.
 const keepDead = 24 * time.Hour
 
+// keepEphemeral is how long it keeps what a session left that ended without a
+// goodbye, with its process.
+const keepEphemeral = 30 * 24 * time.Hour
+
 // recordExpires says when the store may forget the grant.
 func (g *grant) recordExpires(now time.Time) time.Time {
 	switch {
 	case g.Access.IsEmpty():
 		return now.Add(keepDead)
+	case (g.refreshable() || g.Expires.IsZero()) && g.Principal.Ephemeral():
+		return now.Add(keepEphemeral)
 	case g.refreshable() || g.Expires.IsZero():
 		return time.Time{}
 	}
@@ -149,7 +173,7 @@ func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
 	if account := accountOf(a.ID); account != "" {
 		next.Account = account
 	}
-	next.Obtained, next.Expires, next.RefreshAt = now, time.Time{}, time.Time{}
+	next.Obtained, next.Expires, next.RefreshAt, next.Redeeming = now, time.Time{}, time.Time{}, time.Time{}
 	if a.ExpiresIn > 0 {
 		next.Expires = now.Add(a.ExpiresIn)
 		if !next.Refresh.IsEmpty() {
@@ -171,6 +195,8 @@ type hold struct {
 	version uint64
 	token   *oauth2.Token // what Token hands out copies of
 	dead    bool          // signed out or ended: the store has no such grant
+	seenAt  time.Time     // when a shared store was last looked at
+	unsaved bool          // the store could not take the grant
 
 	refreshing *refreshCall // nil: none in flight
 	failures   int          // refreshes in a row that failed
@@ -190,7 +216,11 @@ func (h *hold) set(g *grant, version uint64) {
 	if version <= h.version {
 		return
 	}
-	h.grant, h.version = g, version
+	same := h.grant != nil && h.grant.Obtained.Equal(g.Obtained) && h.grant.Access.Equal(g.Access)
+	h.grant, h.version, h.unsaved = g, version, false
+	if same {
+		return // the note of a refresh has come or gone, and what failed has failed
+	}
 	h.token = &oauth2.Token{AccessToken: g.Access.Value(), TokenType: "Bearer", Expiry: g.Expires}
 	h.failures, h.retryAt, h.lastErr, h.final, h.badClient = 0, time.Time{}, nil, false, false
 	h.refusedAt = time.Time{}
@@ -213,7 +243,7 @@ func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
 	h := b.holds[k]
 	b.mu.RUnlock()
 	if h != nil {
-		return h, nil
+		return b.current(ctx, h, seenFor), nil
 	}
 	g, version, err := b.readGrant(ctx, k)
 	if errors.Is(err, ErrNotFound) {
@@ -226,6 +256,62 @@ func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
 			"remote", k.remote, "principal", k.principal, "issuer", g.Issuer, "configured_issuer", r.Issuer)
 	}
 	return b.adopt(ctx, k, r, g, version)
+}
+
+// shares reports whether other processes may use and change the grant.
+func (b *Broker) shares(k key) bool { return b.store.Shared() && !k.principal.Ephemeral() }
+
+// seenFor is how long a grant in memory counts before a shared store is asked
+// whether it has changed, so that a sign-out elsewhere is noticed within it.
+const seenFor = 5 * time.Second
+
+// current brings a hold up to date if the store was last looked at longer ago
+// than age. It returns nil if the grant is gone. If the store cannot be read,
+// what is held stays good.
+func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold {
+	if !b.shares(h.key) {
+		return h
+	}
+	h.mu.Lock()
+	fresh := !h.seenAt.IsZero() && b.now().Sub(h.seenAt).Abs() < age
+	unsaved := h.unsaved
+	h.mu.Unlock()
+	if fresh {
+		return h
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	if unsaved {
+		b.saveAgain(ctx, h)
+	}
+	g, version, err := b.readGrant(ctx, h.key)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		b.forget(h.key)
+		return nil
+	case err == nil:
+		h.set(g, version)
+	case ctx.Err() == nil:
+		b.log.WarnContext(ctx, "looking for changes of a grant failed: what was held is used on",
+			"remote", h.key.remote, "principal", h.key.principal, "error", err)
+	}
+	h.mu.Lock()
+	h.seenAt = b.now()
+	h.mu.Unlock()
+	return h
+}
+
+// saveAgain writes a grant that the store could not take before.
+func (b *Broker) saveAgain(ctx context.Context, h *hold) {
+	h.mu.Lock()
+	g, version, unsaved := h.grant, h.version, h.unsaved
+	h.mu.Unlock()
+	if !unsaved {
+		return
+	}
+	if err := b.writeGrant(ctx, h.key, h.remote, g, version); err == nil {
+		b.log.InfoContext(ctx, "a grant that could not be written is written now", "remote", h.key.remote, "principal", h.key.principal)
+	}
 }
 
 // adopt takes a grant that is in the store into memory. The hold is nil if the
@@ -271,16 +357,25 @@ func (b *Broker) readGrant(ctx context.Context, k key) (*grant, uint64, error) {
 
 // writeGrant writes a grant, then lets it be used.
 func (b *Broker) writeGrant(ctx context.Context, k key, r *Remote, g *grant, version uint64) error {
-	data, err := g.encode()
+	version, err := b.putGrant(ctx, k, g, version)
 	if err != nil {
-		return fmt.Errorf("encoding a grant: %w", err)
-	}
-	version, err = b.store.Put(ctx, bucketGrants, k.store(), data, version, g.recordExpires(b.now()))
-	if err != nil {
-		return fmt.Errorf("writing a grant: %w", err)
+		return err
 	}
 	_, err = b.adopt(ctx, k, r, g, version)
 	return err
+}
+
+// putGrant writes a grant and returns its version.
+func (b *Broker) putGrant(ctx context.Context, k key, g *grant, version uint64) (uint64, error) {
+	data, err := g.encode()
+	if err != nil {
+		return 0, fmt.Errorf("encoding a grant: %w", err)
+	}
+	version, err = b.store.Put(ctx, bucketGrants, k.store(), data, version, g.recordExpires(b.now()))
+	if err != nil {
+		return 0, fmt.Errorf("writing a grant: %w", err)
+	}
+	return version, nil
 }
 
 // dropGrant deletes a grant, from the store first.
@@ -353,9 +448,17 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	if err != nil {
 		b.log.WarnContext(ctx, "reading a grant to sign out failed", "remote", remote, "principal", p, "error", err)
 	}
+	release := func() {}
 	if h != nil {
-		// A refresh that is under way would leave a token behind that nobody revokes.
+		// A refresh that is under way, here or in another process, would leave a
+		// token behind that nobody revokes.
 		h.settle(work)
+		if b.shares(k) {
+			if release, err = b.leaseToEnd(work, k); err != nil {
+				b.log.WarnContext(ctx, "signing out without waiting for a refresh elsewhere", "remote", remote, "principal", p, "error", err)
+			}
+			h = b.current(work, h, 0)
+		}
 	}
 	var g *grant
 	if h != nil {
@@ -365,6 +468,7 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 		b.endFlows(work, p, remote), // flows first, as in End
 		b.store.Delete(work, bucketTroubles, k.store()),
 		b.dropGrant(work, k))
+	release()
 	if err != nil {
 		return false, internalError(remote, err)
 	}
@@ -377,6 +481,18 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	b.log.InfoContext(ctx, "signed out, tokens revoked", "remote", remote, "principal", p)
 	return true, nil
+}
+
+// leaseToEnd takes the lease that refreshes have, or goes without after a while:
+// a sign-out does not depend on other processes.
+func (b *Broker) leaseToEnd(ctx context.Context, k key) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, signOutTime/2)
+	defer cancel()
+	lease, err := b.store.Lease(ctx, refreshLease(k))
+	if err != nil {
+		return func() {}, err
+	}
+	return lease.Release, nil
 }
 
 // settle waits for the refresh that is in flight, if one is.
@@ -498,6 +614,9 @@ func (b *Broker) clearTrouble(ctx context.Context, k key) {
 }
 
 func internalError(remote string, err error) *Error {
+	if errors.Is(err, ErrUnwritable) {
+		return &Error{Kind: KindInternal, Remote: remote, Say: "the gateway cannot write its store, which may be full or read-only; its log says more", Err: err}
+	}
 	return &Error{Kind: KindInternal, Remote: remote, Say: "the gateway could not read or write its store; its log says more", Err: err}
 }
 

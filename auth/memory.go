@@ -9,43 +9,6 @@ import (
 	"time"
 )
 
-// What a store answers beside a record.
-var (
-	// ErrNotFound: no such record, or it has expired.
-	ErrNotFound = errors.New("no such record")
-	// ErrConflict: the record is not at the version that the caller expected.
-	ErrConflict = errors.New("record changed meanwhile")
-	// ErrFull: the bucket holds as many records as it may.
-	ErrFull = errors.New("store is full")
-	// ErrClosed: the store has been closed.
-	ErrClosed = errors.New("store is closed")
-)
-
-// AnyVersion lets [Memory.Put] write whatever is there.
-const AnyVersion = ^uint64(0)
-
-// The buckets of the store. Keys are hashes: nothing in a key is secret or
-// says whose it is.
-const (
-	bucketGrants        = "grants"        // by principal and remote
-	bucketPins          = "pins"          // the issuer of a remote, by its name and URL
-	bucketRegistrations = "registrations" // by issuer and redirect URI
-	bucketFlows         = "flows"         // by hash of the flow's id
-	bucketPending       = "pending"       // the flows of a principal
-	bucketStates        = "states"        // pending authorization requests, by hash of the state
-	bucketTroubles      = "troubles"      // what failed last, by principal and remote
-)
-
-// defaultMaxRecords bounds a bucket for which the config says nothing.
-const defaultMaxRecords = 100_000
-
-// Record is what the store holds under a key.
-type Record struct {
-	Value   []byte
-	Version uint64    // never 0, never that of an earlier record under the same key
-	Expires time.Time // zero: never
-}
-
 // MemoryConfig configures a [Memory]. Its zero value serves.
 type MemoryConfig struct {
 	MaxRecords map[string]int   // per bucket; a bucket not named: 100,000
@@ -64,7 +27,10 @@ type Memory struct {
 	closed  bool
 	version uint64
 	buckets map[string]*memoryBucket
+	leases  map[string]chan struct{} // of those held: closed at the release
 }
+
+var _ Store = (*Memory)(nil)
 
 type memoryBucket struct {
 	records map[string]*memoryRecord
@@ -79,14 +45,17 @@ type memoryRecord struct {
 
 // NewMemory returns an empty store.
 func NewMemory(c MemoryConfig) *Memory {
-	m := &Memory{limits: c.MaxRecords, now: c.Now, buckets: map[string]*memoryBucket{}}
+	m := &Memory{limits: c.MaxRecords, now: c.Now, buckets: map[string]*memoryBucket{}, leases: map[string]chan struct{}{}}
 	if m.now == nil {
 		m.now = time.Now
 	}
 	return m
 }
 
-// Get returns a copy of the record, or [ErrNotFound].
+// Shared reports false: nobody else has this memory.
+func (m *Memory) Shared() bool { return false }
+
+// Get is [Store.Get].
 func (m *Memory) Get(ctx context.Context, bucket, key string) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return Record{}, err
@@ -100,9 +69,7 @@ func (m *Memory) Get(ctx context.Context, bucket, key string) (Record, error) {
 	return r.copy(), nil
 }
 
-// Put writes a record if the present one has the version: 0 stands for "there
-// is none", [AnyVersion] for whatever is there. It returns the new version,
-// [ErrConflict], or [ErrFull]. The zero expires never comes.
+// Put is [Store.Put].
 func (m *Memory) Put(ctx context.Context, bucket, key string, value []byte, version uint64, expires time.Time) (uint64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -142,8 +109,7 @@ func (m *Memory) Put(ctx context.Context, bucket, key string, value []byte, vers
 	return r.Version, nil
 }
 
-// Take returns the record and deletes it in one step: of many callers exactly
-// one gets it, the others [ErrNotFound].
+// Take is [Store.Take].
 func (m *Memory) Take(ctx context.Context, bucket, key string) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return Record{}, err
@@ -158,7 +124,7 @@ func (m *Memory) Take(ctx context.Context, bucket, key string) (Record, error) {
 	return r.Record, nil
 }
 
-// Delete removes the record. That there is none is no error.
+// Delete is [Store.Delete].
 func (m *Memory) Delete(ctx context.Context, bucket, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -175,12 +141,70 @@ func (m *Memory) Delete(ctx context.Context, bucket, key string) error {
 	return nil
 }
 
+// Lease is [Store.Lease]. It lasts until its release.
+func (m *Memory) Lease(ctx context.Context, name string) (Lease, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, ErrClosed
+		}
+		held, ok := m.leases[name]
+		if !ok {
+			l := &memoryLease{m, name, make(chan struct{})}
+			m.leases[name] = l.ended
+			m.mu.Unlock()
+			return l, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+type memoryLease struct {
+	m     *Memory
+	name  string
+	ended chan struct{}
+}
+
+func (l *memoryLease) Check(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.m.leases[l.name] != l.ended {
+		return ErrLeaseLost
+	}
+	return nil
+}
+
+func (l *memoryLease) Release() {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.m.leases[l.name] == l.ended {
+		delete(l.m.leases, l.name)
+		close(l.ended)
+	}
+}
+
 // Close forgets everything. A second call does nothing.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
 	m.buckets = nil
+	for name, ended := range m.leases {
+		delete(m.leases, name)
+		close(ended)
+	}
 	return nil
 }
 
@@ -230,10 +254,6 @@ func (b *memoryBucket) setExpiry(r *memoryRecord, expires time.Time) {
 	default:
 		heap.Push(&b.expiry, r)
 	}
-}
-
-func (r *memoryRecord) expired(now time.Time) bool {
-	return !r.Expires.IsZero() && !now.Before(r.Expires)
 }
 
 func (r *memoryRecord) copy() Record {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -265,14 +266,21 @@ type world struct {
 	t     *testing.T
 	p     *provider
 	clock *clock
-	store *auth.Memory
+	store auth.Store
 	log   *lockedBuffer
 }
+
+// overFile makes worlds over the file store: a test that sets it runs others again.
+var overFile = os.Getenv("OVERFILE") != ""
 
 // newWorld has the remotes r0, r1, … behind one provider.
 func newWorld(t *testing.T, remotes int, change func(*auth.Config)) *world {
 	w := &world{t: t, p: newProvider(t), clock: newClock(), log: &lockedBuffer{}}
-	w.store = auth.NewMemory(auth.MemoryConfig{Now: w.clock.Now})
+	if overFile {
+		w.store = openFile(t, auth.FileConfig{Dir: t.TempDir() + "/store", Now: w.clock.Now, Log: discard})
+	} else {
+		w.store = auth.NewMemory(auth.MemoryConfig{Now: w.clock.Now})
+	}
 	w.Broker = w.broker(remotes, change)
 	return w
 }

@@ -62,7 +62,7 @@ type registrar struct {
 	metadataPath                  string
 	scopes                        []string // of the metadata document
 	remotes                       []string // names, in the config's order
-	store                         *Memory
+	store                         Store
 	log                           *slog.Logger
 	now                           func() time.Time
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"time"
 	"unicode"
 
+	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
 
@@ -67,6 +69,21 @@ func (e *endpointError) Unwrap() error { return e.err }
 func (e *endpointError) refused() bool {
 	return e.code != "" && e.status < 500 && e.status != http.StatusTooManyRequests &&
 		e.code != "temporarily_unavailable" && e.code != "server_error"
+}
+
+// unanswered reports whether the server may have acted on a request although
+// nobody knows its answer.
+func (e *endpointError) unanswered() bool {
+	switch {
+	case e.status == http.StatusBadGateway, e.status == http.StatusGatewayTimeout:
+		return true // of somebody in between
+	case e.status != 0:
+		return e.code == "" && e.status < 300
+	case e.err == nil, errors.Is(e.err, guard.ErrBlocked):
+		return false // not sent
+	}
+	dial, ok := errors.AsType[*net.OpError](e.err)
+	return !ok || dial.Op != "dial"
 }
 
 // Error codes of RFC 6749 sections 4.1.2.1 and 5.2, RFC 8707 and OpenID Connect
@@ -309,8 +326,9 @@ const (
 	refusedPause = 5 * time.Minute
 )
 
-// refreshLocked starts a refresh, or returns the one in flight. h.mu is held.
-func (b *Broker) refreshLocked(h *hold) *refreshCall {
+// refreshLocked starts a refresh, or returns the one in flight. refused says
+// that the remote does not want the present token. h.mu is held.
+func (b *Broker) refreshLocked(h *hold, refused bool) *refreshCall {
 	if h.refreshing != nil {
 		return h.refreshing
 	}
@@ -324,7 +342,7 @@ func (b *Broker) refreshLocked(h *hold) *refreshCall {
 	h.refreshing = call
 	go func() {
 		defer done()
-		call.err = b.refresh(ctx, h)
+		call.err = b.refresh(ctx, h, refused)
 		h.mu.Lock()
 		h.refreshing = nil
 		h.mu.Unlock()
@@ -333,30 +351,46 @@ func (b *Broker) refreshLocked(h *hold) *refreshCall {
 	return call
 }
 
+// refreshLease names the lease of whoever refreshes a grant.
+func refreshLease(k key) string { return hash("refresh", k.store()) }
+
 // refresh redeems the refresh token once and writes what comes of it.
-func (b *Broker) refresh(ctx context.Context, h *hold) error {
+//
+// Where other processes have the grant, too, it goes: lease, read again, note
+// the intent, look at the lease, one POST, compare and swap, use. A process
+// that dies on the way leaves the note. Whoever finds it uses the access token
+// while it lives, and sends the refresh token again only when nothing is left
+// to lose: the server answers, or ends the grant.
+func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	log := b.log.With("remote", h.key.remote, "principal", h.key.principal)
+	lease, err := b.leaseToRefresh(ctx, h.key)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return b.refreshFailed(log, h, &endpointError{what: "waiting for the refresh of another process", err: err})
+	} else if err != nil {
+		return b.storeFailed(log, h, err)
+	}
+	defer lease.Release()
 	select {
 	case b.slots[h.key.remote] <- struct{}{}:
 		defer func() { <-b.slots[h.key.remote] }()
 	case <-ctx.Done():
 		return b.refreshFailed(log, h, &endpointError{what: "waiting for other refreshes", err: ctx.Err()})
 	}
-	h.mu.Lock()
-	g, version := h.grant, h.version
-	h.mu.Unlock()
-	// The store may know better: another process has refreshed, or the user has
-	// signed out.
-	stored, storedVersion, err := b.readGrant(ctx, h.key)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		b.forget(h.key)
+	g, version, err := b.toRefresh(ctx, h, refused)
+	if err != nil {
+		return b.storeFailed(log, h, err)
+	} else if g == nil {
 		return nil
-	case err != nil:
-		return err
-	case storedVersion != version:
-		h.set(stored, storedVersion)
-		return nil
+	}
+	if b.shares(h.key) {
+		// From here on it goes to its end, also if the broker is being closed: an
+		// answer that nobody reads may cost the grant.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), refreshTime)
+		defer cancel()
+	}
+	if err := lease.Check(ctx); err != nil {
+		return b.storeFailed(log, h, err)
 	}
 
 	started := b.now()
@@ -371,6 +405,9 @@ func (b *Broker) refresh(ctx context.Context, h *hold) error {
 	answer, err := requestToken(ctx, h.remote, g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
 	if err != nil {
+		if e, ok := errors.AsType[*endpointError](err); ok && !e.unanswered() {
+			b.answered(ctx, h)
+		}
 		return b.refreshFailed(log.With("duration", took), h, err)
 	}
 	next := g.receive(answer, b.now())
@@ -378,6 +415,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold) error {
 	switch {
 	case errors.Is(err, ErrConflict):
 		log.Info("refreshed, but the grant has changed meanwhile: the new token is dropped", "duration", took)
+		b.current(ctx, h, 0)
 		return nil
 	case err != nil:
 		// The old refresh token may be used up: the new one is kept at least here.
@@ -390,6 +428,85 @@ func (b *Broker) refresh(ctx context.Context, h *hold) error {
 	return nil
 }
 
+// leaseToRefresh waits until no other process refreshes the grant. Inside this
+// one there is one refresh anyway.
+func (b *Broker) leaseToRefresh(ctx context.Context, k key) (Lease, error) {
+	if !b.shares(k) {
+		return noLease{}, nil
+	}
+	return b.store.Lease(ctx, refreshLease(k))
+}
+
+// noLease is for what nobody else can do.
+type noLease struct{}
+
+func (noLease) Check(context.Context) error { return nil }
+func (noLease) Release()                    {}
+
+// toRefresh returns the grant whose refresh token is to be sent now, noted as
+// such where others could be left with it. It is nil if the store knows
+// better: another process has refreshed, or the user has signed out.
+func (b *Broker) toRefresh(ctx context.Context, h *hold, refused bool) (*grant, uint64, error) {
+	h.mu.Lock()
+	known := h.grant
+	h.mu.Unlock()
+	for {
+		stored, version, err := b.readGrant(ctx, h.key)
+		if errors.Is(err, ErrNotFound) {
+			b.forget(h.key)
+			return nil, 0, nil
+		} else if err != nil {
+			return nil, 0, err
+		}
+		h.set(stored, version)
+		h.mu.Lock()
+		g, version := h.grant, h.version
+		h.mu.Unlock()
+		now := b.now()
+		changed := !g.Access.Equal(known.Access)
+		switch {
+		case !g.refreshable(), !g.fits(h.remote),
+			changed && g.valid(now) && (g.RefreshAt.IsZero() || now.Before(g.RefreshAt)),
+			g.inDoubt() && g.valid(now) && (changed || !refused):
+			return nil, 0, nil
+		case !b.shares(h.key):
+			return g, version, nil
+		}
+		if g.inDoubt() {
+			b.log.WarnContext(ctx, "the answer to a refresh was lost: trying the same refresh token again",
+				"remote", h.key.remote, "principal", h.key.principal, "since", g.Redeeming)
+		}
+		g = g.redeeming(now)
+		version, err = b.putGrant(ctx, h.key, g, version)
+		switch {
+		case err == nil:
+			h.set(g, version)
+			return g, version, nil
+		case !errors.Is(err, ErrConflict):
+			return nil, 0, err
+		}
+		// A sign-in or a sign-out came between; they do not wait for the lease.
+	}
+}
+
+// answered takes back the note that the refresh token was sent.
+func (b *Broker) answered(ctx context.Context, h *hold) {
+	h.mu.Lock()
+	g, version := h.grant, h.version
+	h.mu.Unlock()
+	if !g.inDoubt() {
+		return
+	}
+	g = g.redeeming(time.Time{})
+	version, err := b.putGrant(ctx, h.key, g, version)
+	switch {
+	case err == nil:
+		h.set(g, version)
+	case !errors.Is(err, ErrConflict):
+		b.log.WarnContext(ctx, "noting that a refresh was answered failed", "remote", h.key.remote, "principal", h.key.principal, "error", err)
+	}
+}
+
 // keep uses a grant that the store could not take. Its version stays that of
 // the record, so that the next refresh finds nothing newer there.
 func (h *hold) keep(g *grant) {
@@ -398,6 +515,24 @@ func (h *hold) keep(g *grant) {
 	h.version = 0
 	h.mu.Unlock()
 	h.set(g, version)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.unsaved = true
+}
+
+// storeFailed ends a refresh for which no request was sent.
+func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
+	failure, ok := errors.AsType[*Error](err)
+	if !ok {
+		failure = internalError(h.key.remote, err)
+	}
+	h.mu.Lock()
+	h.failures++
+	h.retryAt = b.now().Add(min(refreshPause<<min(h.failures-1, 10), refreshPauseMax))
+	h.lastErr = failure
+	h.mu.Unlock()
+	log.Warn("no refresh: the store failed", "error", err)
+	return failure
 }
 
 // refreshFailed decides what a failure means for the grant.
