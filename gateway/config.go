@@ -76,6 +76,15 @@ type Settings struct {
 	OAuth        OAuth
 	Limits       Limits
 	Log          Log
+	Store        Store
+}
+
+// Store is where sign-ins are kept.
+type Store struct {
+	Type    string // memory | file; empty: what the command has as its default
+	Path    string // of the file store's directory; empty: in the user's state directory
+	KeyFile string // empty: a key file in the directory
+	KeyEnv  string // the environment variable that holds the keys, instead of a file
 }
 
 // OAuth is about signing in to remotes.
@@ -190,14 +199,14 @@ type oauthFile struct {
 }
 
 type storeFile struct {
-	Type string `json:"type"`
+	Type    string `json:"type"`
+	Path    string `json:"path"`
+	KeyFile string `json:"keyFile"`
+	KeyEnv  string `json:"keyEnv"`
 
-	Path    string `json:"path" later:"true"`
 	URL     string `json:"url" later:"true"`
 	Prefix  string `json:"prefix" later:"true"`
 	CA      string `json:"ca" later:"true"`
-	KeyFile string `json:"keyFile" later:"true"`
-	KeyEnv  string `json:"keyEnv" later:"true"`
 	Keyring bool   `json:"keyring" later:"true"`
 }
 
@@ -582,6 +591,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		},
 		Limits: f.Limits,
 		Log:    Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
+		Store:  Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
 	}
 	if say := checkListen(g.Listen); say != "" {
 		r.problem(at+".listen", "%s", say)
@@ -596,11 +606,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	if u, err := url.Parse(g.Proxy); g.Proxy != "" && (err != nil || u.Host == "") {
 		r.problem(at+".proxy", "must be a URL, such as http://proxy.example.com:3128")
 	}
-	if t := f.Store.Type; t == "file" || t == "redis" {
-		r.problem(at+".store.type", "%q is %s: memory is what there is", t, notYet)
-	} else if t != "" && t != "memory" {
-		r.problem(at+".store.type", "must be memory")
-	}
+	checkStore(r, at+".store", &g.Store)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
 	checkPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
 	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {
@@ -640,6 +646,22 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		} else if *limit.value < 1 || *limit.value > limit.max {
 			r.problem(path, "must be from 1 to %d", limit.max)
 		}
+	}
+}
+
+func checkStore(r *reader, at string, s *Store) {
+	switch s.Type {
+	case "redis":
+		r.problem(at+".type", "%q is %s: file or memory is what there is", s.Type, notYet)
+	case "", "memory", "file":
+	default:
+		r.problem(at+".type", "must be memory or file")
+	}
+	if s.Type != "file" && (s.Path != "" || s.KeyFile != "" || s.KeyEnv != "") {
+		r.problem(at, `has settings of a file store: add "type": "file"`)
+	}
+	if s.KeyFile != "" && s.KeyEnv != "" {
+		r.problem(at, `"keyFile" and "keyEnv" exclude each other`)
 	}
 }
 

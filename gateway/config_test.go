@@ -120,8 +120,10 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"metrics": {"listen": "127.0.0.1:9"}`), "not supported yet"},
 		{settings(`"audit": {"file": "a.log"}`), "not supported yet"},
 		{settings(`"store": {"type": "redis"}`), "not supported yet"},
-		{settings(`"store": {"type": "cloud"}`), "must be memory"},
-		{settings(`"store": {"keyFile": "k"}`), "not supported yet"},
+		{settings(`"store": {"type": "cloud"}`), "must be memory or file"},
+		{settings(`"store": {"keyFile": "k"}`), `add "type": "file"`},
+		{settings(`"store": {"type": "file", "keyFile": "k", "keyEnv": "K"}`), "exclude each other"},
+		{settings(`"store": {"type": "file", "keyring": true}`), "not supported yet"},
 		{settings(`"oauth": {"metadataPath": "/oauth/callback"}`), "where callbacks arrive"},
 		{settings(`"oauth": {"clientMetadataUrl": "https://c.example.com"}`), "with a path"},
 		{settings(`"oauth": {"clientMetadataUrl": "http://c.example.com/c.json"}`), "https URL"},
@@ -352,7 +354,7 @@ func TestSchema(t *testing.T) {
 	good := []string{
 		remote(`"url": "https://r.example.com/mcp", "type": "streamableHttp", "tools": {"allow": ["a*"]}, "auth": {"type": "oauth", "clientId": "i", "clientSecretFile": "s", "tokenEndpointAuthMethod": "none", "scopes": ["a"]}, "someClientsKey": 1`),
 		remote(`"command": "npx", "args": ["x"], "env": {"A": "b"}, "cwd": "."`),
-		settings(`"listen": "127.0.0.1:1", "sessions": "shared", "log": {"level": "debug", "format": "json"}, "store": {"type": "memory"}, "oauth": {"enabled": true, "callbackPort": 1}, "limits": {"sessions": 5}`),
+		settings(`"listen": "127.0.0.1:1", "sessions": "shared", "log": {"level": "debug", "format": "json"}, "store": {"type": "file", "path": "p", "keyFile": "k"}, "oauth": {"enabled": true, "callbackPort": 1}, "limits": {"sessions": 5}`),
 	}
 	for _, config := range good {
 		if err := validate(config); err != nil {
@@ -365,7 +367,7 @@ func TestSchema(t *testing.T) {
 	for _, config := range []string{
 		`{}`, `{"mcpServers": {"r": {}}, "nonsense": 1}`, remote(`"url": 7`), remote(`"url": "https://x.example.com", "type": "x"`),
 		remote(`"url": "https://x.example.com", "auth": {"type": "forward"}`), remote(`"url": "https://x.example.com", "auth": {"x": 1}`),
-		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "file"}`),
+		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "redis"}`),
 	} {
 		if validate(config) == nil {
 			t.Errorf("the schema takes %s", config)
