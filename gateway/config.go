@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"fmt"
-	"io/fs"
+	"io"
+	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -11,8 +13,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/tailscale/hujson"
 
 	"gatehouse/auth/secret"
 )
@@ -106,9 +113,9 @@ type Limits struct {
 	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
 	BodyBytes              int `json:"bodyBytes"`
 
-	CallsInFlight  int `json:"callsInFlight" later:"true"`
+	CallsInFlight  int `json:"callsInFlight" later:"true" default:"64"`
 	CallsPerSecond int `json:"callsPerSecond" later:"true"`
-	ExchangeCache  int `json:"exchangeCache" later:"true"`
+	ExchangeCache  int `json:"exchangeCache" later:"true" default:"10000"`
 }
 
 // Log is how the gateway logs.
@@ -205,7 +212,7 @@ type storeFile struct {
 	KeyEnv  string `json:"keyEnv"`
 
 	URL     string `json:"url" later:"true"`
-	Prefix  string `json:"prefix" later:"true"`
+	Prefix  string `json:"prefix" later:"true" default:"gatehouse:"`
 	CA      string `json:"ca" later:"true"`
 	Keyring bool   `json:"keyring" later:"true"`
 }
@@ -266,19 +273,31 @@ func (c *Config) SetListen(address string) error {
 	return nil
 }
 
+// maxSecret bounds a file that holds one secret.
+const maxSecret = 64 << 10
+
 // ReadSecretFile reads a file that holds one secret. A file that others may
 // read holds none.
 func ReadSecretFile(file string) (secret.Text, error) {
-	info, err := os.Stat(file)
+	f, err := os.Open(file)
 	if err != nil {
 		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
 	}
-	if loose := info.Mode().Perm() & 0o077; loose != 0 {
-		return secret.Text{}, fmt.Errorf("%s can be read by others (mode %#o): chmod 600 it", file, info.Mode().Perm()&fs.ModePerm)
-	}
-	data, err := os.ReadFile(file)
+	defer f.Close()
+	// Of the open file: its name may lead to another one by now.
+	info, err := f.Stat()
 	if err != nil {
 		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return secret.Text{}, fmt.Errorf("%s can be read by others (mode %#o): chmod 600 it", file, mode)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
+	}
+	if len(data) > maxSecret {
+		return secret.Text{}, fmt.Errorf("%s is longer than %d bytes: it should hold one secret", file, maxSecret)
 	}
 	text := strings.TrimRight(string(data), "\r\n")
 	if text == "" {
@@ -297,6 +316,7 @@ func (c *Config) read(r *reader, root value) {
 	for _, m := range members {
 		switch name := nameOf(m); name {
 		case "$schema":
+			r.decode(m.Value, name, reflect.ValueOf(&file.Schema).Elem(), nil)
 		case "mcpServers":
 			servers = true
 			c.readServers(r, m.Value)
@@ -343,7 +363,9 @@ func (c *Config) readServers(r *reader, v value) {
 func readServer(r *reader, at, name string, v value) Server {
 	var f serverFile
 	f.Disabled = boolMember(v, "disabled")
-	r.lenient = f.Disabled || hasMember(v, "command")
+	// What does not run needs no variables.
+	r.lenient = f.Disabled || hasMember(v, "command") || textMember(v, "type") == "sse"
+	r.unset = 0
 	defer func() { r.lenient = false }()
 	known := jsonKeys(reflect.TypeFor[serverFile]())
 	v = clientForms(r, at, v)
@@ -353,18 +375,25 @@ func readServer(r *reader, at, name string, v value) Server {
 	s := Server{Name: name, Disabled: f.Disabled, Prefix: f.Prefix, Tools: f.Tools, TLS: f.TLS, Timeout: 60 * time.Second}
 	checkName(r, at, &s)
 	s.Type = checkType(r, at, &f, hasMember(v, "url"))
+	if f.Command != "" && f.URL != "" {
+		r.problem(at+".command", `"url" and "command" exclude each other`)
+	}
 	switch s.Type {
 	case "stdio":
 		s.Unsupported = "local commands are " + notYet
-		if f.Command == "" {
+		switch {
+		case f.Command != "" || r.unset > 0:
+		case f.Type != "":
+			r.problem(at, `has no "command"`)
+		default:
 			r.problem(at, `has neither "url" nor "command"`)
 		}
 		return s
 	case "sse":
 		s.Unsupported = "the deprecated HTTP+SSE transport is " + notYet
 	}
-	if f.Command != "" {
-		r.problem(at+".command", `"url" and "command" exclude each other`)
+	if r.unset > 0 {
+		return s // its values are not those that would be checked
 	}
 	s.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
 	s.URL = checkRemoteURL(r, at+".url", f.URL, s.AllowAddresses)
@@ -390,37 +419,51 @@ func readServer(r *reader, at, name string, v value) Server {
 	return s
 }
 
-// clientForms takes what clients write in their own way out of an entry:
-// a timeout as a number, a list of tools.
+// clientForms translates what clients write in their own way in an entry: the
+// URL under another name, a timeout as a number, a list of tools.
 func clientForms(r *reader, at string, v value) value {
-	object, ok := v.Value.(*object)
+	o, ok := v.Value.(*object)
 	if !ok {
 		return v
 	}
-	kept := *object
-	kept.Members = slices.DeleteFunc(slices.Clone(object.Members), func(m member) bool {
+	count := map[string]int{}
+	for _, m := range o.Members {
+		count[nameOf(m)]++
+	}
+	hasURL := count["url"] > 0
+	kept := *o
+	kept.Members = nil
+	for _, m := range o.Members {
 		name := nameOf(m)
 		kind := m.Value.Value.Kind()
-		foreign := name == "timeout" && kind == '0' || name == "tools" && kind == '[' || name == "auth" && kind == '"'
-		if foreign {
+		foreign := name == "timeout" && kind == '0' || name == "tools" && kind == '[' || name == "auth" && textMember(v, name) == "oauth"
+		switch {
+		case count[name] > 1: // refused where it is read
+		case foreign:
 			r.offsets[join(at, name)] = m.Name.StartOffset
 			r.note(join(at, name), "in a form that only clients know, ignored")
+			continue
+		case !hasURL && (name == "serverUrl" || name == "httpUrl"):
+			hasURL = true
+			r.offsets[join(at, name)] = m.Name.StartOffset
+			r.note(join(at, name), `a client's word for "url", read as that`)
+			m.Name.Value = hujson.String("url")
 		}
-		return foreign
-	})
+		kept.Members = append(kept.Members, m)
+	}
 	v.Value = &kept
 	return v
 }
 
 func checkName(r *reader, at string, s *Server) {
 	switch {
-	case s.Name == "" || len(s.Name) > 64 || strings.ContainsFunc(s.Name, func(c rune) bool { return c < ' ' || c == 0x7f || c == '/' }):
+	case s.Name == "" || utf8.RuneCountInString(s.Name) > 64 || strings.ContainsFunc(s.Name, func(c rune) bool { return unicode.IsControl(c) || c == '/' }):
 		r.problem(at, "a remote's name is 1 to 64 characters, without control characters and slashes")
 	case sanitize(s.Name) == ownPrefix:
 		r.problem(at, "a remote may not be called %q: that is the gateway's own prefix", ownPrefix)
 	case s.Prefix != nil && sanitize(*s.Prefix) == ownPrefix:
 		r.problem(at+".prefix", "%q is the gateway's own prefix", ownPrefix)
-	case s.Prefix != nil && len(*s.Prefix) > 40:
+	case s.Prefix != nil && utf8.RuneCountInString(*s.Prefix) > 40:
 		r.problem(at+".prefix", "is longer than 40 characters, which leaves too few for the tools' names")
 	}
 }
@@ -449,22 +492,33 @@ func checkType(r *reader, at string, f *serverFile, hasURL bool) string {
 }
 
 func checkRemoteURL(r *reader, at, raw string, allow []netip.Prefix) *url.URL {
-	if _, given := r.offsets[at]; !given {
+	if !r.given(at) {
 		return &url.URL{} // said already
 	}
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https":
+	case err != nil || !hasHost(u) || u.Scheme != "http" && u.Scheme != "https":
 		r.problem(at, "must be an http or https URL")
 		return &url.URL{}
 	case u.User != nil:
 		r.problem(at, "must not hold a user name or password: use headers or auth")
-	case u.Fragment != "":
+	case strings.Contains(raw, "#"):
 		r.problem(at, "must not have a fragment (#…)")
 	case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
 		r.problem(at, "plain http is for loopback only: use https, or list the remote's address in allowAddresses")
 	}
 	return u
+}
+
+// hasHost reports whether a URL names a host and, if it names a port, one that
+// there is.
+func hasHost(u *url.URL) bool {
+	return u.Hostname() != "" && (u.Port() == "" || isPort(u.Port()))
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 // plainAllowed reports whether http could be allowed there; what a name leads
@@ -497,10 +551,16 @@ func checkAddresses(r *reader, at string, list []string) []netip.Prefix {
 
 func checkHeaders(r *reader, at string, headers map[string]string) map[string]secret.Text {
 	out := make(map[string]secret.Text, len(headers))
-	for name, value := range headers {
+	spelled := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		value, canonical := headers[name], http.CanonicalHeaderKey(name)
 		if !isToken(name) {
-			r.problem(at, "holds a name that is not a header's")
+			r.problem(join(at, name), "is not a header's name")
 		}
+		if other, twice := spelled[canonical]; twice {
+			r.problem(join(at, name), "is the same header as %q", other)
+		}
+		spelled[canonical] = name
 		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
 			r.problem(join(at, name), "holds control characters")
 		}
@@ -525,10 +585,13 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	switch f.Type {
 	case "":
 		a.Type = "oauth"
+		if r.given(at + ".type") {
+			r.problem(at+".type", "must be oauth or none")
+		}
 	case "oauth":
 	case "none":
-		if !isOff(reflect.ValueOf(*f).FieldByName("Issuer")) || f.ClientID != "" || f.ClientSecret != "" || f.ClientSecretFile != "" || len(f.Scopes) > 0 {
-			r.problem(at, `says "none", and more that would have no effect`)
+		if f.Issuer != "" || f.ClientID != "" || f.ClientSecret != "" || f.ClientSecretFile != "" || len(f.Scopes) > 0 {
+			r.problem(at+".type", `says "none", and there is more that would have no effect`)
 		}
 	case "forward", "exchange", "idJag", "clientCredentials":
 		r.problem(at+".type", "%q is %s", f.Type, notYet)
@@ -538,14 +601,14 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	if f.Issuer != "" {
 		u, err := url.Parse(f.Issuer)
 		switch {
-		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		case err != nil || !hasHost(u) || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || strings.ContainsAny(f.Issuer, "?#"):
 			r.problem(at+".issuer", "must be the https URL of an issuer, without query and fragment")
 		case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
 			r.problem(at+".issuer", "plain http is for loopback only: use https, or list its address in allowAddresses")
 		}
 	}
 	if f.ClientSecret != "" && f.ClientSecretFile != "" {
-		r.problem(at, `"clientSecret" and "clientSecretFile" exclude each other`)
+		r.problem(at+".clientSecretFile", `"clientSecret" and "clientSecretFile" exclude each other`)
 	}
 	if f.ClientID == "" && (f.ClientSecret != "" || f.ClientSecretFile != "" || f.TokenEndpointAuthMethod != "" || f.CallbackPath != "") {
 		r.problem(at, `has settings of a registered client, but no "clientId"`)
@@ -555,7 +618,7 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	default:
 		r.problem(at+".tokenEndpointAuthMethod", "must be client_secret_basic, client_secret_post or none")
 	}
-	checkPath(r, at+".callbackPath", f.CallbackPath)
+	checkCallbackPath(r, at+".callbackPath", f.CallbackPath)
 	for i, scope := range f.Scopes {
 		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
 			r.problem(fmt.Sprintf("%s.scopes.%d", at, i), "is not one scope: write each as an element of its own")
@@ -571,11 +634,20 @@ func checkPath(r *reader, at, p string) {
 	}
 	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
 	switch {
-	case !strings.HasPrefix(p, "/") || p == "/" || path.Clean(p) != p || strings.ContainsAny(p, "{}?#%\\ "):
+	case !strings.HasPrefix(p, "/") || p == "/" || path.Clean(p) != p ||
+		strings.ContainsFunc(p, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune(`{}?#%\"<>`, c) }):
 		r.problem(at, "must be a plain path that begins with a slash, such as /oauth/callback")
 	case slices.ContainsFunc(taken, func(t string) bool { return p == t || strings.HasPrefix(p, t+"/") }):
 		r.problem(at, "is a path that the gateway needs itself")
 	}
+}
+
+// checkCallbackPath checks the path of a redirect URI.
+func checkCallbackPath(r *reader, at, p string) {
+	if strings.HasPrefix(p, "/.well-known/") {
+		r.problem(at, "is among the well-known paths, which are for documents")
+	}
+	checkPath(r, at, p)
 }
 
 func (c *Config) readGateway(r *reader, f *settingsFile) {
@@ -598,17 +670,17 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	}
 	checkPublicURL(r, at+".publicUrl", g.PublicURL)
 	for i, host := range g.AllowedHosts {
-		if u, err := url.Parse("//" + host); err != nil || u.Host != host || u.Hostname() == "" {
+		if u, err := url.Parse("//" + host); err != nil || u.Host != host || !hasHost(u) {
 			r.problem(fmt.Sprintf("%s.allowedHosts.%d", at, i), "must be a host, with a port or without")
 		}
 	}
-	oneOf(r, at+".sessions", g.Sessions, "isolated", "shared")
-	if u, err := url.Parse(g.Proxy); g.Proxy != "" && (err != nil || u.Host == "") {
-		r.problem(at+".proxy", "must be a URL, such as http://proxy.example.com:3128")
+	oneOf(r, at+".sessions", f.Sessions, "isolated", "shared")
+	if u, err := url.Parse(g.Proxy); g.Proxy != "" && (err != nil || !hasHost(u) || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme)) {
+		r.problem(at+".proxy", "must be a URL of http, https or socks5, such as http://proxy.example.com:3128")
 	}
 	checkStore(r, at+".store", &g.Store)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
-	checkPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
+	checkCallbackPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
 	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {
 		r.problem(at+".oauth.metadataPath", "is where callbacks arrive")
 	}
@@ -626,8 +698,8 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	if p := g.OAuth.CallbackPort; p < 0 || p > 65535 {
 		r.problem(at+".oauth.callbackPort", "must be a port, or 0 for any")
 	}
-	oneOf(r, at+".log.level", g.Log.Level, "debug", "info", "warn", "error")
-	oneOf(r, at+".log.format", g.Log.Format, "auto", "text", "json")
+	oneOf(r, at+".log.level", f.Log.Level, "debug", "info", "warn", "error")
+	oneOf(r, at+".log.format", f.Log.Format, "auto", "text", "json")
 	for _, limit := range []struct {
 		name  string
 		value *int
@@ -641,7 +713,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1 << 30},
 	} {
 		path := at + ".limits." + limit.name
-		if _, given := r.offsets[path]; !given {
+		if !r.given(path) {
 			*limit.value = limit.def
 		} else if *limit.value < 1 || *limit.value > limit.max {
 			r.problem(path, "must be from 1 to %d", limit.max)
@@ -653,9 +725,11 @@ func checkStore(r *reader, at string, s *Store) {
 	switch s.Type {
 	case "redis":
 		r.problem(at+".type", "%q is %s: file or memory is what there is", s.Type, notYet)
-	case "", "memory", "file":
+	case "memory", "file":
 	default:
-		r.problem(at+".type", "must be memory or file")
+		if r.given(at + ".type") {
+			r.problem(at+".type", "must be memory or file")
+		}
 	}
 	if s.Type != "file" && (s.Path != "" || s.KeyFile != "" || s.KeyEnv != "") {
 		r.problem(at, `has settings of a file store: add "type": "file"`)
@@ -669,11 +743,12 @@ func checkStore(r *reader, at string, s *Store) {
 // who connects would act as this user.
 func checkListen(address string) string {
 	host, port, err := net.SplitHostPort(address)
-	if err != nil || port == "" {
+	// The address is not repeated: it may have come from a variable.
+	if err != nil || !isPort(port) {
 		return "must be host:port, such as 127.0.0.1:8080"
 	}
 	if !isLoopbackName(host) {
-		return fmt.Sprintf("%s can be reached from other machines, which needs inbound sign-in, and that is %s: listen on 127.0.0.1:%s", address, notYet, port)
+		return "an address that other machines can reach needs inbound sign-in, and that is " + notYet + ": listen on loopback, such as 127.0.0.1:8080"
 	}
 	return ""
 }
@@ -684,17 +759,18 @@ func checkPublicURL(r *reader, at, raw string) {
 	}
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil:
+	case err != nil || !hasHost(u) || u.Scheme != "http" && u.Scheme != "https" || u.User != nil:
 		r.problem(at, "must be an https URL")
-	case u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+	case u.Path != "" || strings.ContainsAny(raw, "?#"):
 		r.problem(at, "must be an origin: no path, query or fragment")
 	case u.Scheme == "http" && !isLoopbackName(u.Hostname()):
 		r.problem(at, "plain http is for loopback only: use https")
 	}
 }
 
+// oneOf checks a value that has a default where it is not given.
 func oneOf(r *reader, at, value string, allowed ...string) {
-	if !slices.Contains(allowed, value) {
+	if r.given(at) && !slices.Contains(allowed, value) {
 		r.problem(at, "must be one of %s", strings.Join(allowed, ", "))
 	}
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -8,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/tailscale/hujson"
-
-	"gatehouse/session/rawjson"
 )
 
 // This file reads JWCC (JSON with comments and trailing commas) into tagged
@@ -17,7 +16,8 @@ import (
 // It knows nothing of what the settings mean; config.go does.
 //
 // A field's tags: json is the key; later:"true" marks a documented key that
-// this version does not have yet and refuses unless it is off.
+// this version does not have yet and refuses unless it is off or has the
+// documented default, which default:"…" gives where that is not the zero value.
 
 // Problem is one thing that is wrong with a config.
 type Problem struct {
@@ -58,6 +58,7 @@ type reader struct {
 	problems []Problem
 	notes    []Note
 	lenient  bool // unset variables are notes: the part that is being read does not run
+	unset    int  // how many of those there were
 }
 
 func (r *reader) position(offset int) (line, column int) {
@@ -118,7 +119,12 @@ const maxNesting = 100
 
 // parse reads the file's syntax.
 func (r *reader) parse() (value, bool) {
-	if rawjson.Depth(r.data) > maxNesting {
+	// Some editors begin a file with a byte order mark. Blanks in its place keep
+	// every offset.
+	if bytes.HasPrefix(r.data, []byte("\xef\xbb\xbf")) {
+		r.data = append([]byte("   "), r.data[3:]...)
+	}
+	if parseDepth(r.data) > maxNesting {
 		r.problemAt(0, "", "nested more than %d deep", maxNesting)
 		return value{}, false
 	}
@@ -130,10 +136,52 @@ func (r *reader) parse() (value, bool) {
 			_, say, _ = strings.Cut(say, ": ")
 			_, say, _ = strings.Cut(say, ": ")
 		}
+		// It goes on with the literal itself, which may be somebody's password.
+		if strings.HasPrefix(say, "invalid literal") {
+			say = `this is no value: a text stands in double quotes, and in it \ only before "\/bfnrtu`
+		}
 		r.problems = append(r.problems, Problem{line, column, "", "not valid JSON: " + say})
 		return value{}, false
 	}
 	return root, true
+}
+
+// parseDepth returns how deep objects and lists are nested. What stands in
+// texts and comments does not count.
+func parseDepth(data []byte) int {
+	depth, deepest := 0, 0
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case c == '"':
+			for i++; i < len(data) && data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
+			}
+		case bytes.HasPrefix(data[i:], []byte("//")), bytes.HasPrefix(data[i:], []byte("/*")):
+			end := "\n"
+			if data[i+1] == '*' {
+				end = "*/"
+			}
+			n := bytes.Index(data[i+2:], []byte(end))
+			if n < 0 {
+				return deepest
+			}
+			i += 1 + n + len(end)
+		case c == '{' || c == '[':
+			depth++
+			deepest = max(deepest, depth)
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return deepest
+}
+
+// given reports whether the file has a value at path.
+func (r *reader) given(path string) bool {
+	_, ok := r.offsets[path]
+	return ok
 }
 
 // members returns an object's members in order; a key that occurs twice is a
@@ -253,8 +301,9 @@ func (r *reader) decodeStruct(v value, path string, dst reflect.Value, unknown f
 			r.problemAt(m.Name.StartOffset, at, "unknown key%s", didYouMean(name, keys))
 		default:
 			r.decode(m.Value, at, dst.Field(i), nil)
-			// Its documented default, which is off, changes nothing.
-			if dst.Type().Field(i).Tag.Get("later") != "" && !isOff(dst.Field(i)) {
+			// Its documented default changes nothing.
+			tag := dst.Type().Field(i).Tag
+			if tag.Get("later") != "" && !isOff(dst.Field(i)) && fmt.Sprint(dst.Field(i)) != tag.Get("default") {
 				r.problemAt(m.Name.StartOffset, at, "not supported yet: this version refuses it rather than ignoring it")
 			}
 		}
@@ -302,9 +351,11 @@ func (r *reader) expand(path, s string) string {
 		case hasFallback:
 			out.WriteString(fallback)
 		case r.lenient:
+			r.unset++
 			r.note(path, "the environment variable %s is not set", name)
 		default:
-			r.problem(path, "the environment variable %s is not set: set it, or write ${%s:-default}", name, name)
+			// Not by problem: the next one in the same text counts too.
+			r.problemAt(r.offset(path), path, "the environment variable %s is not set: set it, or write ${%s:-default}", name, name)
 		}
 		s = after
 	}
@@ -401,6 +452,19 @@ func boolMember(v value, name string) bool {
 	return ok && slices.ContainsFunc(o.Members, func(m member) bool {
 		return nameOf(m) == name && m.Value.Value.Kind() == 't'
 	})
+}
+
+// textMember returns a member that is a text before the rest is read; empty if
+// there is none.
+func textMember(v value, name string) string {
+	if o, ok := v.Value.(*object); ok {
+		for _, m := range o.Members {
+			if l, isLiteral := m.Value.Value.(hujson.Literal); isLiteral && nameOf(m) == name && l.Kind() == '"' {
+				return l.String()
+			}
+		}
+	}
+	return ""
 }
 
 func hasMember(v value, name string) bool {

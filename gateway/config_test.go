@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/jsonschema-go/jsonschema"
+	"github.com/tailscale/hujson"
 )
 
 func env(name string) (string, bool) {
@@ -59,10 +61,26 @@ func TestConfigProblems(t *testing.T) {
 		{`{"servers": {"r": {` + url + `}}}`, "rename the key to mcpServers"},
 		{`{"mcpServers": {"r": {` + url + `}}, "gatway": {}}`, `did you mean "gateway"?`},
 		{`{"mcpServers": {"r": {` + url + `}, "r": {` + url + `}}}`, "is there twice: first in line 1"},
+		{`{"$schema": 7, "mcpServers": {"r": {` + url + `}}}`, "must be a text"},
+		{`{"mcpServers": {"r": {"url": unquoted}}}`, "this is no value"},
 		{`{"mcpServers": {"": {` + url + `}}}`, "1 to 64 characters"},
+		{`{"mcpServers": {"a\u0085b": {` + url + `}}}`, "1 to 64 characters"},
+		{`{"mcpServers": {"` + strings.Repeat("x", 65) + `": {` + url + `}}}`, "1 to 64 characters"},
 		{`{"mcpServers": {"a/b": {` + url + `}}}`, "1 to 64 characters"},
 		{`{"mcpServers": {"gateway": {` + url + `}}}`, "may not be called"},
 		{remote(url + `, "prefix": "gateway"`), "the gateway's own prefix"},
+		{remote(url + `, "prefix": "` + strings.Repeat("x", 41) + `"`), "longer than 40"},
+		{remote(`"type": "stdio", ` + url), `has no "command"`},
+		{remote(`"type": "stdio", "command": "npx", ` + url), "exclude each other"},
+		{remote(`"url": "https://r.example.com:99999/mcp"`), "must be an http or https URL"},
+		{remote(`"url": "https://r.example.com/mcp#"`), "fragment"},
+		{remote(url + `, "timeout": "0s"`), "must be a duration"},
+		{remote(url + `, "timeout": "5s", "timeout": "6s"`), "is there twice"},
+		{remote(url + `, "headers": {"X-A": "1", "x-a": "2"}`), `the same header as "X-A"`},
+		{remote(url + `, "auth": "none"`), "must be an object"},
+		{remote(url + `, "auth": {"type": ""}`), "must be oauth or none"},
+		{remote(url + `, "auth": {"issuer": "https://as.example.com#"}`), "without query"},
+		{remote(url + `, "auth": {"clientId": "i", "callbackPath": "/.well-known/x"}`), "well-known"},
 		{remote(``), `neither "url" nor "command"`},
 		{remote(`"type": "http"`), `has no "url"`},
 		{remote(`"type": "carrier pigeon", ` + url), "must be http, sse or stdio"},
@@ -103,15 +121,21 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "auth": {"clientID": "i"}`), `did you mean "clientId"?`},
 		{remote(url + `, "headers": {"X": "${NOT_SET}"}`), "NOT_SET is not set"},
 		{settings(`"listen": "8080"`), "must be host:port"},
+		{settings(`"listen": "127.0.0.1:99999"`), "must be host:port"},
+		{settings(`"listen": "127.0.0.1:http"`), "must be host:port"},
 		{settings(`"listen": ":8080"`), "other machines"},
 		{settings(`"listen": "0.0.0.0:8080"`), "other machines"},
 		{settings(`"listen": "[::]:8080"`), "other machines"},
 		{settings(`"listen": "gw.example.com:8080"`), "other machines"},
 		{settings(`"publicUrl": "http://gw.example.com"`), "plain http"},
 		{settings(`"publicUrl": "https://gw.example.com/path"`), "must be an origin"},
+		{settings(`"publicUrl": "https://gw.example.com?"`), "must be an origin"},
+		{settings(`"publicUrl": "https://gw.example.com#"`), "must be an origin"},
 		{settings(`"allowedHosts": ["a b"]`), "must be a host"},
 		{settings(`"sessions": "many"`), "isolated, shared"},
+		{settings(`"sessions": ""`), "isolated, shared"},
 		{settings(`"proxy": "nonsense"`), "must be a URL"},
+		{settings(`"proxy": "ftp://proxy.example.com"`), "must be a URL"},
 		{settings(`"auth": {"issuer": "https://idp.example.com"}`), "not supported yet"},
 		{settings(`"auth": {}`), "not supported yet"},
 		{settings(`"sse": true`), "not supported yet"},
@@ -125,6 +149,8 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"store": {"type": "file", "keyFile": "k", "keyEnv": "K"}`), "exclude each other"},
 		{settings(`"store": {"type": "file", "keyring": true}`), "not supported yet"},
 		{settings(`"oauth": {"metadataPath": "/oauth/callback"}`), "where callbacks arrive"},
+		{settings(`"oauth": {"callbackPath": "/a\tb"}`), "plain path"},
+		{settings(`"oauth": {"callbackPath": "/.well-known/x"}`), "well-known"},
 		{settings(`"oauth": {"clientMetadataUrl": "https://c.example.com"}`), "with a path"},
 		{settings(`"oauth": {"clientMetadataUrl": "http://c.example.com/c.json"}`), "https URL"},
 		{settings(`"oauth": {"callbackPort": 70000}`), "must be a port"},
@@ -134,6 +160,8 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"log": {"level": "loud"}`), "debug, info"},
 		{settings(`"unknown": 1`), "unknown key"},
 		{strings.Repeat(`{"a":`, 200), "nested more than"},
+		{`{/* " */ "a": ` + strings.Repeat(`[`, 200), "nested more than"},
+		{"{// \"\n" + strings.Repeat(`[`, 200), "nested more than"},
 	} {
 		got := problemsOf(t, tt.config)
 		if len(got) != 1 || !strings.Contains(got[0], tt.want) {
@@ -170,6 +198,117 @@ func TestConfigProblemsAtOnce(t *testing.T) {
 		if strings.Contains(got[i], "canary") {
 			t.Errorf("a secret is in %q", got[i])
 		}
+	}
+}
+
+// TestConfigProblemsOfOneValue: one value's or one object's problems do not hide each other.
+func TestConfigProblemsOfOneValue(t *testing.T) {
+	for config, want := range map[string]int{
+		remote(`"url": "https://${NOT_A}/${NOT_B}"`): 2,
+		remote(`"url": "https://r.example.com", "auth": {"clientSecret": "x", "clientSecretFile": "y", "issuer": "nonsense"}`): 3,
+	} {
+		if got := problemsOf(t, config); len(got) != want {
+			t.Errorf("%s: %d problems, want %d: %q", config, len(got), want, got)
+		}
+	}
+}
+
+// TestConfigErrorsKeepSecrets: what stands in the file or comes from a
+// variable is not repeated, wherever it was put by mistake.
+func TestConfigErrorsKeepSecrets(t *testing.T) {
+	const url = `"url": "https://r.example.com/mcp"`
+	for _, config := range []string{
+		`{"mcpServers": {"r": {"url": canary-secret}}}`,
+		`{"mcpServers": {"r": {"url": "canary-secret\q"}}}`,
+		remote(`"url": "${SECRET}"`), remote(`"url": "https://x:${SECRET}@r.example.com"`), remote(`"url": "https://r.example.com:${SECRET}"`),
+		remote(`"type": "${SECRET}", ` + url), remote(url + `, "timeout": "${SECRET}"`), remote(url + `, "prefix": "${SECRET}` + strings.Repeat("x", 40) + `"`),
+		remote(url + `, "headers": {"X": "${SECRET}\n"}`), remote(url + `, "allowAddresses": ["${SECRET}"]`), remote(url + `, "tools": {"deny": ["[${SECRET}"]}`),
+		remote(url + `, "auth": {"type": "${SECRET}"}`), remote(url + `, "auth": {"issuer": "${SECRET}"}`), remote(url + `, "auth": {"clientSecret": "${SECRET}"}`),
+		remote(url + `, "auth": {"clientId": "i", "tokenEndpointAuthMethod": "${SECRET}"}`), remote(url + `, "auth": {"scopes": ["${SECRET} x"]}`),
+		remote(url + `, "auth": {"clientId": "i", "callbackPath": "${SECRET}"}`),
+		settings(`"listen": "${SECRET}:80"`), settings(`"listen": "0.0.0.0:${SECRET}"`), settings(`"publicUrl": "${SECRET}"`), settings(`"allowedHosts": ["${SECRET} x"]`),
+		settings(`"sessions": "${SECRET}"`), settings(`"proxy": "ftp://u:${SECRET}@p"`), settings(`"store": {"type": "${SECRET}"}`), settings(`"log": {"level": "${SECRET}"}`),
+		settings(`"oauth": {"callbackPath": "${SECRET}"}`), settings(`"oauth": {"clientMetadataUrl": "${SECRET}"}`), settings(`"store": {"url": "${SECRET}"}`),
+	} {
+		_, _, err := ParseConfig("c.json", []byte(config), env)
+		if err == nil {
+			t.Errorf("accepted: %s", config)
+		} else if strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s\n tells the secret: %v", config, err)
+		}
+	}
+}
+
+// TestConfigNotRunning: what does not run is not held to variables that are not set.
+func TestConfigNotRunning(t *testing.T) {
+	for _, members := range []string{
+		`"url": "${NOT_SET}", "disabled": true, "auth": {"clientSecret": "${NOT_SET}"}`,
+		`"url": "${NOT_SET}", "type": "sse", "headers": {"A": "${NOT_SET}"}`,
+		`"command": "${NOT_SET}", "type": "stdio"`,
+		`"command": "npx", "env": {"A": "${NOT_SET}"}`,
+	} {
+		c, notes, err := ParseConfig("c.json", []byte(remote(members)), env)
+		if err != nil {
+			t.Errorf("%s: %v", members, err)
+			continue
+		}
+		if len(c.Running()) != 0 || !strings.Contains(fmt.Sprint(notes), "NOT_SET is not set") {
+			t.Errorf("%s: running %v, notes %v", members, c.Running(), notes)
+		}
+	}
+}
+
+// TestConfigClientForms: what clients write in their own way.
+func TestConfigClientForms(t *testing.T) {
+	for members, url := range map[string]string{
+		`"serverUrl": "https://r.example.com/w"`:                                   "https://r.example.com/w",
+		`"httpUrl": "https://r.example.com/g", "timeout": 5000, "tools": ["a"]`:    "https://r.example.com/g",
+		`"serverUrl": "https://other.example.com", "url": "https://r.example.com"`: "https://r.example.com",
+		`"url": "https://r.example.com", "auth": "oauth"`:                          "https://r.example.com",
+	} {
+		c, notes, err := ParseConfig("c.json", []byte("\ufeff"+remote(members)), env)
+		if err != nil {
+			t.Errorf("%s: %v", members, err)
+			continue
+		}
+		if s := c.Servers[0]; s.URL.String() != url || s.Type != "http" || s.Auth.Type != "oauth" || len(notes) == 0 {
+			t.Errorf("%s: %+v, notes %v", members, s, notes)
+		}
+	}
+}
+
+// TestConfigLater: each key that comes later is refused, unless it changes nothing.
+func TestConfigLater(t *testing.T) {
+	inRemote := func(members string) string {
+		return remote(`"url": "https://r.example.com/mcp", "auth": {` + members + `}`)
+	}
+	inside := func(object string) func(string) string {
+		return func(members string) string { return settings(`"` + object + `": {` + members + `}`) }
+	}
+	for typ, wrap := range map[reflect.Type]func(string) string{
+		reflect.TypeFor[authFile](): inRemote, reflect.TypeFor[settingsFile](): settings,
+		reflect.TypeFor[storeFile](): inside("store"), reflect.TypeFor[Limits](): inside("limits"),
+	} {
+		for field := range typ.Fields() {
+			if field.Tag.Get("later") == "" {
+				continue
+			}
+			key := field.Tag.Get("json")
+			on := map[reflect.Kind]string{reflect.String: `"x"`, reflect.Int: "7", reflect.Bool: "true", reflect.Slice: `["x"]`, reflect.Pointer: "{}"}[field.Type.Kind()]
+			if field.Type.Kind() == reflect.Struct {
+				on = fmt.Sprintf(`{%q: "x"}`, field.Type.Field(0).Tag.Get("json"))
+			}
+			got := problemsOf(t, wrap(fmt.Sprintf("%q: %s", key, on)))
+			if len(got) != 1 || !strings.Contains(got[0], key+": not supported yet") {
+				t.Errorf("%s: %s gives %q", key, on, got)
+			}
+		}
+	}
+	off := settings(`"sse": false, "trustedProxies": [], "tls": {}, "metrics": {"listen": ""}, "audit": {"file": ""},
+		"store": {"type": "memory", "path": "", "url": "", "prefix": "gatehouse:", "ca": "", "keyFile": "", "keyEnv": "", "keyring": false},
+		"limits": {"callsInFlight": 64, "callsPerSecond": 0, "exchangeCache": 10000}`)
+	if got := problemsOf(t, off); got != nil {
+		t.Errorf("the documented defaults are refused: %q", got)
 	}
 }
 
@@ -231,11 +370,17 @@ func TestConfigValues(t *testing.T) {
 	}
 }
 
-// TestClientConfigs: what clients write is a valid config as it is.
-func TestClientConfigs(t *testing.T) {
-	files, err := filepath.Glob("testdata/clients/*.json")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no client configs", err)
+// TestConfigFiles: what clients write is a valid config as it is, to the code
+// and to the schema.
+func TestConfigFiles(t *testing.T) {
+	_, schema := readSchema(t)
+	var files []string
+	for _, pattern := range []string{"testdata/clients/*.json", "testdata/config/*.json"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatal("no configs at", pattern, err)
+		}
+		files = append(files, found...)
 	}
 	for _, file := range files {
 		data, err := os.ReadFile(file)
@@ -244,6 +389,17 @@ func TestClientConfigs(t *testing.T) {
 		}
 		if _, _, err := ParseConfig(file, data, env); err != nil {
 			t.Error(err)
+		}
+		plain, err := hujson.Standardize(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v any
+		if err := json.Unmarshal(plain, &v); err != nil {
+			t.Fatal(err)
+		}
+		if err := schema.Validate(v); err != nil {
+			t.Errorf("the schema refuses %s: %v", file, err)
 		}
 	}
 }
@@ -278,7 +434,10 @@ func TestReadSecretFile(t *testing.T) {
 	if s, err := ReadSecretFile(write("s3cret\r\n", 0o400)); err != nil || s.Value() != "s3cret" {
 		t.Errorf("%v, %v", s.Value(), err)
 	}
-	for _, file := range []string{write("x", 0o640), write("x", 0o604), write("\n", 0o600), "/nonexistent"} {
+	if _, err := ReadSecretFile(write("canary", 0o644)); err == nil || !strings.Contains(err.Error(), "chmod 600") || strings.Contains(err.Error(), "canary") {
+		t.Errorf("a loose file: %v", err)
+	}
+	for _, file := range []string{write("x", 0o640), write("x", 0o604), write("\n", 0o600), write(strings.Repeat("x", maxSecret+1), 0o600), t.TempDir(), "/nonexistent"} {
 		if _, err := ReadSecretFile(file); err == nil {
 			t.Errorf("%s was read", file)
 		}
@@ -365,7 +524,8 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	for _, config := range []string{
-		`{}`, `{"mcpServers": {"r": {}}, "nonsense": 1}`, remote(`"url": 7`), remote(`"url": "https://x.example.com", "type": "x"`),
+		`{}`, `{"mcpServers": {"r": {}}}`, `{"mcpServers": {"a/b": {"url": "https://x.example.com"}}}`, `{"mcpServers": {"gateway": {"url": "https://x.example.com"}}}`,
+		`{"mcpServers": {"r": {"url": "https://x.example.com"}}, "nonsense": 1}`, remote(`"url": "https://x.example.com", "auth": "none"`), remote(`"url": 7`), remote(`"url": "https://x.example.com", "type": "x"`),
 		remote(`"url": "https://x.example.com", "auth": {"type": "forward"}`), remote(`"url": "https://x.example.com", "auth": {"x": 1}`),
 		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "redis"}`),
 	} {
@@ -378,10 +538,116 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// FuzzParseConfig: never a panic, never a problem without a place.
+// TestSchemaValues: the schema's enums are the code's, and its defaults change nothing.
+func TestSchemaValues(t *testing.T) {
+	s, _ := readSchema(t)
+	entry := s.Properties["mcpServers"].AdditionalProperties
+	bare, _, err := ParseConfig("c.json", []byte(settings("")), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the code takes where its message does not list it as it is.
+	taken := map[string][]string{
+		"mcpServers.*.type":                         {"http", "streamable-http", "streamableHttp", "sse", "stdio", "local"},
+		"mcpServers.*.auth.type":                    {"oauth", "none"},
+		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "none"},
+		"gateway.store.type":                        {"file", "memory"},
+	}
+	enums, defaults := 0, 0
+	var walk func(at string, s *jsonschema.Schema, wrap func(string) string)
+	walk = func(at string, s *jsonschema.Schema, wrap func(string) string) {
+		for key, property := range s.Properties {
+			here := at + "." + key
+			member := func(value string) string { return wrap(fmt.Sprintf("%q: %s", key, value)) }
+			if len(property.OneOf) > 0 {
+				property = property.OneOf[0]
+			}
+			walk(here, property, func(members string) string { return member("{" + members + "}") })
+			for _, value := range property.Enum {
+				enums++
+				if got := problemsOf(t, member(fmt.Sprintf("%q", value))); got != nil {
+					t.Errorf("the code refuses %s %q: %q", here, value, got)
+				}
+			}
+			if property.Enum != nil {
+				got := problemsOf(t, member(`"nonsense"`))
+				if len(got) != 1 {
+					t.Errorf("%s \"nonsense\" gives %q", here, got)
+					continue
+				}
+				want, said := taken[here]
+				if _, list, ok := strings.Cut(got[0], "must be one of "); ok && !said {
+					want = strings.Split(list, ", ")
+				}
+				var has []string
+				for _, value := range property.Enum {
+					has = append(has, value.(string))
+				}
+				slices.Sort(has)
+				slices.Sort(want)
+				if !slices.Equal(has, want) {
+					t.Errorf("%s: the schema has %q, the code %q", here, has, want)
+				}
+			}
+			if property.Default != nil {
+				defaults++
+				c, _, err := ParseConfig("c.json", []byte(member(string(property.Default))), env)
+				if err != nil {
+					t.Errorf("the code refuses the default of %s: %v", here, err)
+				} else if !reflect.DeepEqual(c, bare) {
+					t.Errorf("the schema's default of %s is not the code's", here)
+				}
+			}
+		}
+	}
+	walk("gateway", s.Properties["gateway"], settings)
+	walk("mcpServers.*", entry, func(members string) string {
+		// stdio and its like need a command, everything else a URL.
+		if strings.Contains(members, `"type": "stdio"`) || strings.Contains(members, `"type": "local"`) {
+			return remote(`"command": "x", ` + members)
+		}
+		if strings.Contains(members, "tokenEndpointAuthMethod") {
+			members = strings.Replace(members, "{", `{"clientId": "i", `, 1)
+		}
+		return remote(`"url": "https://r.example.com/mcp", ` + members)
+	})
+	if enums < 15 || defaults < 15 {
+		t.Errorf("walked %d enum values and %d defaults only", enums, defaults)
+	}
+}
+
+// FuzzParseConfig: never a panic, never a problem without a place, and a
+// config that is accepted has routes that can be served.
 func FuzzParseConfig(f *testing.F) {
 	f.Add(settings(`"limits": {"sessions": 5}`))
+	f.Add(settings(`"oauth": {"callbackPath": "/a/b", "metadataPath": "/c"}`))
 	f.Add(remote(`"url": "https://${TEAM:-x}.example.com", "auth": {"scopes": ["a"]}, "tools": {"deny": ["*"]}`))
+	f.Add(remote(`"url": "https://r.example.com", "auth": {"clientId": "i", "callbackPath": "/cb"}, "headers": {"A": "b"}`))
+	f.Add(remote(`"serverUrl": "http://[::1]:1/", "auth": "oauth", "timeout": 5, "allowAddresses": ["10.0.0.0/8"]`))
 	f.Add(`{"mcpServers": {"a": {"command": "x", "env": {"A": "${B}"}}, /* c */ "a": null,},}`)
-	f.Fuzz(func(t *testing.T, config string) { problemsOf(t, config) })
+	f.Fuzz(func(t *testing.T, config string) {
+		if problemsOf(t, config) != nil {
+			return
+		}
+		c, _, err := ParseConfig("c.json", []byte(config), env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mux := http.NewServeMux()
+		nothing := func(http.ResponseWriter, *http.Request) {}
+		routes := map[string]bool{}
+		for _, server := range c.Running() {
+			if path := server.Auth.CallbackPath; path != "" {
+				routes[path] = true
+			}
+		}
+		routes[c.Gateway.OAuth.CallbackPath] = true
+		for route := range routes {
+			mux.HandleFunc(route, nothing)
+		}
+		mux.HandleFunc(c.Gateway.OAuth.CallbackPath+"/{remote}", nothing)
+		mux.HandleFunc(c.Gateway.OAuth.MetadataPath, nothing)
+		mux.HandleFunc("/connect/{flow}", nothing)
+		mux.HandleFunc("/mcp", nothing)
+	})
 }
