@@ -29,12 +29,12 @@ type house struct {
 
 // build makes the rooms from the inside out: who may use which token, then the
 // connections, then what clients and browsers see.
-func build(cfg *gateway.Config, publicURL string, log *slog.Logger) (*house, error) {
+func build(cfg *gateway.Config, publicURL string, store auth.Store, log *slog.Logger) (*house, error) {
 	clients, err := newClients(cfg)
 	if err != nil {
 		return nil, err
 	}
-	broker, remotes, err := newBroker(cfg, clients, publicURL, log)
+	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log)
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +51,7 @@ func build(cfg *gateway.Config, publicURL string, log *slog.Logger) (*house, err
 		pool:    pool,
 		gateway: gateway.New(gateway.Setup{
 			Config: cfg, Auth: broker, Sessions: pool, PublicURL: publicURL, Version: version, Log: log,
+			SharedStore: store.Shared(), Identity: identity(cfg, store),
 		}),
 	}, nil
 }
@@ -88,7 +89,7 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 
 // newBroker builds what signs in, and for each remote what dials it: both need
 // the remote's own guarded clients.
-func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, log *slog.Logger) (*auth.Broker, []session.Remote, error) {
+func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger) (*auth.Broker, []session.Remote, error) {
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
@@ -131,7 +132,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, lo
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
-		Store: auth.NewMemory(auth.MemoryConfig{}), Log: log,
+		Store: store, Log: log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("preparing sign-in: %w", err)
@@ -218,7 +219,7 @@ func (c *command) check(ctx context.Context) error {
 // checkAll builds everything that serve would, without listening or dialing,
 // so that a missing file is found here.
 func (c *command) checkAll(cfg *gateway.Config) error {
-	h, err := build(cfg, publicURL(cfg, "http://"+cfg.Gateway.Listen), slog.New(slog.DiscardHandler))
+	h, err := build(cfg, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -247,7 +248,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer clients.Close()
-	broker, remotes, err := newBroker(cfg, clients, publicURL(cfg, "http://"+cfg.Gateway.Listen), log)
+	broker, remotes, err := newBroker(cfg, clients, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), log)
 	if err != nil {
 		return err
 	}

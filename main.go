@@ -50,6 +50,7 @@ const usage = `Gatehouse: one MCP server in front of all your MCP servers.
   gatehouse stdio  [--config FILE]                   MCP over stdin and stdout
   gatehouse demo   [--listen ADDR]                   try it: a provider, a protected remote and the gateway, all local
   gatehouse check  [--config FILE] [REMOTE]          validate the config; with REMOTE, walk its sign-in discovery
+  gatehouse status | login REMOTE | logout REMOTE    the sign-ins that stdio uses, from a terminal
   gatehouse version
 
 Without --config: ./gatehouse.json, else gatehouse/gatehouse.json in your config directory.
@@ -90,7 +91,7 @@ func run(ctx context.Context, args []string) int {
 	commands := map[string]func(context.Context) error{
 		"serve": c.serve, "stdio": c.stdio, "demo": c.demo, "check": c.check,
 		"version": func(context.Context) error { fmt.Fprintln(c.out, "gatehouse", version); return nil },
-		"status":  c.needsFileStore, "login": c.needsFileStore, "logout": c.needsFileStore,
+		"status":  c.status, "login": c.login, "logout": c.logout,
 	}
 	action, ok := commands[name]
 	if !ok {
@@ -108,13 +109,19 @@ func run(ctx context.Context, args []string) int {
 	flags.StringVar(&c.listen, "listen", "", "address to listen on")
 	flags.StringVar(&c.logLevel, "log-level", "", "debug, info, warn or error")
 	flags.StringVar(&c.logFormat, "log-format", "", "auto, text or json")
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitDone
-	case err != nil:
-		return exitUsage
+	// Flags may stand after a remote's name, too.
+	for rest := args; ; rest = rest[1:] {
+		switch err := flags.Parse(rest); {
+		case errors.Is(err, flag.ErrHelp):
+			return exitDone
+		case err != nil:
+			return exitUsage
+		}
+		if rest = flags.Args(); len(rest) == 0 {
+			break
+		}
+		c.args = append(c.args, rest[0])
 	}
-	c.args = flags.Args()
 	err := action(ctx)
 	if err == nil {
 		return exitDone
@@ -127,11 +134,6 @@ func run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailed
-}
-
-// needsFileStore answers the commands that act on sign-ins kept in a file.
-func (c *command) needsFileStore(context.Context) error {
-	return usageError{errors.New("this command acts on sign-ins that are kept in a file, and this version keeps them in memory; ask the running gateway instead, by its tools gateway_status, gateway_login and gateway_logout")}
 }
 
 // noArgs refuses what a command does not take.
@@ -199,9 +201,6 @@ func (c *command) logger(level, format string) (*slog.Logger, error) {
 
 // prepare reads the config and makes the logger for a command that runs.
 func (c *command) prepare() (*gateway.Config, *slog.Logger, error) {
-	if err := c.noArgs(); err != nil {
-		return nil, nil, err
-	}
 	cfg, notes, err := c.readConfig()
 	if err != nil {
 		return nil, nil, err
@@ -222,6 +221,9 @@ func (c *command) prepare() (*gateway.Config, *slog.Logger, error) {
 }
 
 func (c *command) serve(ctx context.Context) error {
+	if err := c.noArgs(); err != nil {
+		return err
+	}
 	cfg, log, err := c.prepare()
 	if err != nil {
 		return err
@@ -243,7 +245,12 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	}
 	defer listener.Close()
 	base := localURL(cfg.Gateway.Listen, listener.Addr())
-	h, err := build(cfg, publicURL(cfg, base), log)
+	store, err := openStore(cfg, "memory", log)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	h, err := build(cfg, publicURL(cfg, base), store, log)
 	if err != nil {
 		return err
 	}
@@ -272,33 +279,6 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil
-}
-
-func (c *command) stdio(ctx context.Context) error {
-	cfg, log, err := c.prepare()
-	if err != nil {
-		return err
-	}
-	// A browser reaches the sign-in pages here, on this machine alone.
-	address := net.JoinHostPort("127.0.0.1", fmt.Sprint(cfg.Gateway.OAuth.CallbackPort))
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("listening for sign-in pages (gateway.oauth.callbackPort chooses the port): %w", err)
-	}
-	defer listener.Close()
-	h, err := build(cfg, "http://"+listener.Addr().String(), log)
-	if err != nil {
-		return err
-	}
-	defer h.close()
-	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.PageHandler(), log)
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(listener) }()
-	log.Info("serving MCP over stdio", "remotes", len(cfg.Running()), "pages", "http://"+listener.Addr().String())
-	err = h.gateway.ServeStdio(ctx, os.Stdin, os.Stdout)
-	srv.Close()
-	<-served
-	return err
 }
 
 // publicURL is where browsers reach the gateway.

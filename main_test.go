@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
+			env.Setenv("XDG_STATE_HOME", env.WorkDir)
 			return nil
 		},
 	})
@@ -63,10 +64,17 @@ func startServe(t *testing.T, config string, args ...string) *process {
 	return start(t, "url", append([]string{"serve", "--config", writeConfig(t, config), "--listen", "127.0.0.1:0", "--log-level", "debug", "--log-format", "json"}, args...))
 }
 
-// startStdio runs `gatehouse stdio`; its stdin and stdout are the test's.
+// startStdio runs `gatehouse stdio` with sign-ins of its own; its stdin and
+// stdout are the test's.
 func startStdio(t *testing.T, config string) *process {
 	t.Helper()
-	return start(t, "pages", []string{"stdio", "--config", writeConfig(t, config), "--log-level", "debug", "--log-format", "json"})
+	return startStdioIn(t, t.TempDir(), config)
+}
+
+// startStdioIn is startStdio with the sign-ins that a state directory holds.
+func startStdioIn(t *testing.T, state, config string) *process {
+	t.Helper()
+	return start(t, "pages", []string{"stdio", "--config", writeConfig(t, config), "--log-level", "debug", "--log-format", "json"}, "XDG_STATE_HOME="+state)
 }
 
 func writeConfig(t *testing.T, config string) string {
@@ -79,9 +87,10 @@ func writeConfig(t *testing.T, config string) string {
 }
 
 // start runs the binary until the log holds a line with the member urlKey.
-func start(t *testing.T, urlKey string, args []string) *process {
+func start(t *testing.T, urlKey string, args []string, env ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.Command("gatehouse", args...)}
+	p.cmd.Env = append(os.Environ(), env...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

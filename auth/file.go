@@ -286,6 +286,9 @@ func exposed(info fs.FileInfo) bool {
 	return runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 // Windows has other means
 }
 
+// Dir returns the store's directory.
+func (f *File) Dir() string { return f.dir }
+
 // Shared reports true: other processes may have the directory open.
 func (f *File) Shared() bool { return true }
 

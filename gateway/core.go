@@ -3,9 +3,11 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
+	"gatehouse/auth"
 	"gatehouse/session/rawjson"
 )
 
@@ -73,7 +75,7 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 	}
 	result, err := c.view.session.Call(ctx, t.remote, "tools/call", outgoing, nil)
 	if err != nil {
-		g.logFailure(ctx, c, t.remote, "calling a tool", err)
+		g.failed(ctx, c, t.remote, "calling a tool", err)
 		return renderCall(err, g.now())
 	}
 	return result, nil
@@ -111,7 +113,7 @@ func (g *Gateway) find(ctx context.Context, v *view, name string) (tool, error) 
 	remote := g.cfg.Running()[owner].Name
 	if !v.known(remote) {
 		if err := v.session.Connect(ctx, remote); err != nil {
-			g.logFailure(ctx, caller{view: v}, remote, "connecting for a first call", err)
+			g.failed(ctx, caller{view: v}, remote, "connecting for a first call", err)
 			return tool{}, err
 		}
 		if t, ok := v.now().lookup(name); ok {
@@ -128,7 +130,11 @@ func unknownTool(name string) error {
 	return &invalidParams{fmt.Sprintf("unknown tool %q: gateway_find_tools searches all that there are", name)}
 }
 
-// logFailure writes the cause of what the client gets as a sentence.
-func (g *Gateway) logFailure(ctx context.Context, c caller, remote, doing string, err error) {
+// failed writes the cause of what the client gets as a sentence, and looks
+// after a sign-in that was asked for.
+func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, err error) {
 	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
+	if _, ok := errors.AsType[*auth.RequiredError](err); ok && g.shared {
+		c.view.await(remote)
+	}
 }

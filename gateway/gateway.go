@@ -21,6 +21,13 @@ type Setup struct {
 	Version   string
 	Log       *slog.Logger
 	Now       func() time.Time // may be nil: time.Now
+
+	// SharedStore says that other processes may finish a sign-in that began
+	// here. Then whoever waits for one looks for it.
+	SharedStore bool
+	// Identity tells processes that can finish each other's sign-ins from
+	// others; empty: it is not said.
+	Identity string
 }
 
 // Gateway is the MCP server in front of all remotes, and the pages that a
@@ -33,6 +40,8 @@ type Gateway struct {
 	version   string
 	log       *slog.Logger
 	now       func() time.Time
+	shared    bool
+	identity  string
 
 	names   *namer
 	filters map[string]toolFilter
@@ -60,6 +69,8 @@ func New(s Setup) *Gateway {
 		version:   s.Version,
 		log:       s.Log,
 		now:       s.Now,
+		shared:    s.SharedStore,
+		identity:  s.Identity,
 		filters:   map[string]toolFilter{},
 		index:     map[string]int{},
 		views:     map[auth.Principal]*view{},

@@ -36,8 +36,15 @@ func (g *Gateway) Handler() http.Handler {
 func (g *Gateway) PageHandler() http.Handler {
 	mux := http.NewServeMux()
 	g.pageRoutes(mux)
+	if g.identity != "" {
+		mux.HandleFunc("GET "+IdentityPath, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, g.identity) })
+	}
 	return g.guardHost(mux)
 }
+
+// IdentityPath is where a process that serves the pages says which sign-ins it
+// can finish ([Setup].Identity).
+const IdentityPath = "/.well-known/gatehouse"
 
 // pageRoutes adds the routes that a browser or an authorization server meets.
 // Methods are checked inside: "GET" in a pattern would let HEAD through, and a

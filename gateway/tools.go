@@ -25,6 +25,9 @@ const (
 	toolCall   = "gateway_call_tool"
 )
 
+// signInPoll is how often a sign-in is looked for that another process may finish.
+const signInPoll = time.Second
+
 // statusWait bounds what gateway_status spends on fetching sign-in links.
 const statusWait = 3 * time.Second
 
@@ -121,6 +124,61 @@ func (g *Gateway) callByName(ctx context.Context, c caller, arguments, params js
 	return result, err
 }
 
+// Own calls one of the gateway's own tools for the local user, as the command
+// line does. It returns the sentence of the result, and the link if the tool
+// asks for a sign-in.
+func (g *Gateway) Own(ctx context.Context, tool string, arguments any) (say, link string, err error) {
+	v, err := g.view(auth.Local)
+	if err != nil {
+		return "", "", err
+	}
+	params, err := json.Marshal(map[string]any{"name": tool, "arguments": arguments})
+	if err != nil {
+		return "", "", fmt.Errorf("encoding arguments: %w", err)
+	}
+	raw, err := g.callTool(ctx, caller{view: v}, params)
+	if err != nil {
+		return "", "", err
+	}
+	var result struct {
+		Meta    map[string]authRequired `json:"_meta"`
+		Content []textContent           `json:"content"`
+		IsError bool                    `json:"isError"`
+	}
+	if err := json.Unmarshal(raw, &result); err != nil || len(result.Content) == 0 {
+		return "", "", fmt.Errorf("reading the result of %s: %w", tool, err)
+	}
+	if result.IsError {
+		return "", "", errors.New(result.Content[0].Text)
+	}
+	return result.Content[0].Text, result.Meta[metaAuthRequired].AuthURL, nil
+}
+
+// Await waits until the local user is signed in to a remote, or ctx is done.
+func (g *Gateway) Await(ctx context.Context, remote string) error {
+	return g.awaitSignIn(ctx, auth.Local, remote)
+}
+
+// awaitSignIn looks for a sign-in that another process may finish. It returns
+// an error if the link runs out before.
+func (g *Gateway) awaitSignIn(ctx context.Context, p auth.Principal, remote string) error {
+	ticker := time.NewTicker(signInPoll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		switch held := g.auth.Status(p, remote); {
+		case held.SignedIn:
+			return nil
+		case held.Pending == nil:
+			return auth.ErrFlowUnknown
+		}
+	}
+}
+
 func toolError(say string) (json.RawMessage, error) {
 	return json.Marshal(toolResult{Content: []textContent{text(say)}, IsError: true})
 }
@@ -147,22 +205,41 @@ type remoteStatus struct {
 }
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
-	c.view.list(ctx) // let the remotes that are just starting be counted
-	g.fetchLinks(ctx, c.view)
-	var all []remoteStatus
-	for i := range g.cfg.Servers {
-		all = append(all, g.remoteStatus(c.view, &g.cfg.Servers[i]))
-	}
-	var say strings.Builder
-	fmt.Fprintf(&say, "Gatehouse %s, %s. %s\n", g.version, plural(len(all), "remote"), g.whoami(c.view.principal))
-	for _, s := range all {
-		fmt.Fprintf(&say, "\n- %s: %s", s.Name, describe(s, g.now()))
-	}
-	return toolText(say.String(), map[string]any{
+	say, all := g.report(ctx, c.view, true)
+	return toolText(say, map[string]any{
 		"version":  g.version,
 		"identity": identity(c.view.principal),
 		"remotes":  all,
 	})
+}
+
+// Status is what gateway_status says to the local user; without links where
+// nobody serves the pages that they lead to.
+func (g *Gateway) Status(ctx context.Context, links bool) (string, error) {
+	v, err := g.view(auth.Local)
+	if err != nil {
+		return "", err
+	}
+	say, _ := g.report(ctx, v, links)
+	return say, nil
+}
+
+// report says how all remotes stand, in words and as data.
+func (g *Gateway) report(ctx context.Context, v *view, links bool) (string, []remoteStatus) {
+	v.list(ctx) // let the remotes that are just starting be counted
+	if links {
+		g.fetchLinks(ctx, v)
+	}
+	var all []remoteStatus
+	for i := range g.cfg.Servers {
+		all = append(all, g.remoteStatus(v, &g.cfg.Servers[i], links))
+	}
+	var say strings.Builder
+	fmt.Fprintf(&say, "Gatehouse %s, %s. %s\n", g.version, plural(len(all), "remote"), g.whoami(v.principal))
+	for _, s := range all {
+		fmt.Fprintf(&say, "\n- %s: %s", s.Name, describe(s, g.now()))
+	}
+	return say.String(), all
 }
 
 func identity(p auth.Principal) string {
@@ -189,7 +266,7 @@ func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
 		if v.session.Status(server.Name).State == session.StateSignInNeeded {
 			wg.Go(func() {
 				if err := v.session.Connect(ctx, server.Name); err != nil {
-					g.logFailure(ctx, caller{view: v}, server.Name, "fetching a sign-in link", err)
+					g.failed(ctx, caller{view: v}, server.Name, "fetching a sign-in link", err)
 				}
 			})
 		}
@@ -197,7 +274,7 @@ func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
 	wg.Wait()
 }
 
-func (g *Gateway) remoteStatus(v *view, server *Server) remoteStatus {
+func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus {
 	out := remoteStatus{Name: server.Name, SignIn: "none"}
 	switch {
 	case server.Disabled:
@@ -227,7 +304,7 @@ func (g *Gateway) remoteStatus(v *view, server *Server) remoteStatus {
 		out.Account, out.Issuer, out.Scopes = held.Account, held.Issuer, held.Scopes
 		out.Expires, out.Refreshable = stamp(held.Expires), held.Refreshable
 	}
-	if held.Pending != nil {
+	if held.Pending != nil && links {
 		out.AuthURL, out.Issuer = held.Pending.AuthURL, held.Pending.Issuer
 	}
 	if held.LastError != nil {
@@ -300,10 +377,11 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	}
 	err := c.view.session.Connect(ctx, name)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		g.failed(ctx, c, name, "connecting to sign in", err)
 		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
 	}
 	if err != nil {
-		g.logFailure(ctx, c, name, "signing in", err)
+		g.failed(ctx, c, name, "signing in", err)
 		return renderCall(err, g.now())
 	}
 	if server.Auth.Type != "oauth" {
@@ -314,12 +392,13 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	}
 	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		g.failed(ctx, c, name, "offering a sign-in", err)
 		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
 	}
 	if errors.Is(err, auth.ErrNoSignIn) {
 		return toolText(fmt.Sprintf("%s is connected and asks for no sign-in.", name), nil)
 	}
-	g.logFailure(ctx, c, name, "signing in", err)
+	g.failed(ctx, c, name, "signing in", err)
 	return renderCall(err, g.now())
 }
 
@@ -368,7 +447,7 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	}
 	c.view.session.Disconnect(remote)
 	if err != nil {
-		g.logFailure(ctx, c, remote, "signing out", err)
+		g.failed(ctx, c, remote, "signing out", err)
 	}
 	if revoked {
 		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."

@@ -28,19 +28,26 @@ type view struct {
 	server    *mcp.Server
 	unwatch   func()
 
+	waits   sync.WaitGroup // for sign-ins, until end
+	ended   context.Context
+	end     context.CancelFunc
+	waitMu  sync.Mutex      // guards waiting
+	waiting map[string]bool // remotes
+
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
 	dirty    atomic.Bool // a catalog has changed since current was made
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s}
+	v := &view{g: g, principal: p, session: s, waiting: map[string]bool{}}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id
 		}
 		return uuid.NewString()
 	})
+	v.ended, v.end = context.WithCancel(context.Background())
 	v.unwatch = s.OnChange(func() {
 		v.dirty.Store(true)
 		announce(v.server)
@@ -49,6 +56,10 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 }
 
 func (v *view) close() {
+	v.waitMu.Lock()
+	v.end()
+	v.waitMu.Unlock()
+	v.waits.Wait()
 	v.unwatch()
 	for ss := range v.server.Sessions() {
 		ss.Close()
@@ -73,7 +84,7 @@ func (v *view) now() *merged {
 	defer v.building.Unlock()
 	// Cleared before the catalogs are read: a change in between is seen next time.
 	v.dirty.Store(false)
-	catalogs := v.session.Catalogs(ended)
+	catalogs := v.session.Catalogs(atOnce)
 	if m := v.current.Load(); m != nil && slices.Equal(m.key, generations(catalogs)) {
 		return m
 	}
@@ -82,8 +93,29 @@ func (v *view) now() *merged {
 	return m
 }
 
-// ended is for those who take what is there and wait for nothing.
-var ended = func() context.Context {
+// await connects to a remote once its sign-in is there, whichever process
+// finished it. One goroutine waits for each remote, as long as its link works.
+func (v *view) await(remote string) {
+	v.waitMu.Lock()
+	defer v.waitMu.Unlock()
+	if v.waiting[remote] || v.ended.Err() != nil {
+		return
+	}
+	v.waiting[remote] = true
+	v.waits.Go(func() {
+		err := v.g.awaitSignIn(v.ended, v.principal, remote)
+		if err == nil {
+			err = v.session.Connect(v.ended, remote)
+		}
+		v.g.log.DebugContext(v.ended, "waited for a sign-in", "remote", remote, "principal", v.principal, "error", err)
+		v.waitMu.Lock()
+		defer v.waitMu.Unlock()
+		delete(v.waiting, remote)
+	})
+}
+
+// atOnce is for those who take what is there and wait for nothing.
+var atOnce = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
@@ -91,7 +123,7 @@ var ended = func() context.Context {
 
 // known reports whether the remote's tools have been listed for this principal.
 func (v *view) known(remote string) bool {
-	return slices.ContainsFunc(v.session.Catalogs(ended), func(c session.Catalog) bool {
+	return slices.ContainsFunc(v.session.Catalogs(atOnce), func(c session.Catalog) bool {
 		return c.Remote == remote && c.Known
 	})
 }

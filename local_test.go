@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth/authtest"
+)
+
+// onPort is a config whose pages are on a port of the test's own.
+func onPort(t *testing.T, remotes ...string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return config(fmt.Sprintf(`{"oauth": {"callbackPort": %s}}`, port), remotes...)
+}
+
+func stdioClient(t *testing.T, p *process) *authtest.Client {
+	t.Helper()
+	return authtest.Connect(t, authtest.ClientConfig{Transport: &mcp.IOTransport{Reader: p.stdout, Writer: p.stdin}})
+}
+
+// TestSignInOutlivesTheProcess: a restart costs nobody a sign-in, and nothing
+// on the disk can be read by others or without the key.
+func TestSignInOutlivesTheProcess(t *testing.T) {
+	t.Parallel()
+	w := &world{as: authtest.NewAS(t)}
+	w.remote = authtest.NewRemote(t, authtest.RemoteConfig{AS: w.as})
+	cfg, state := onPort(t, "notes", w.remote.URL), t.TempDir()
+	w.gw = startStdioIn(t, state, cfg)
+	w.guardSecrets(t)
+	client := stdioClient(t, w.gw)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "before")
+	w.gw.end()
+
+	w.as.ExpireAll() // so that the refresh token must have been kept, too
+	again := startStdioIn(t, state, cfg)
+	client = stdioClient(t, again)
+	echo(t, client, "notes_echo", "after")
+	if n := w.as.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d sign-ins, want 1", n)
+	}
+	again.end()
+
+	err := filepath.WalkDir(state, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if path != state && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		if d.IsDir() {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		for _, secret := range w.as.Secrets() {
+			if strings.Contains(string(data), secret) {
+				t.Errorf("%s holds a secret in the clear", path)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRestartDuringASignIn: the link of a process that has gone works in the next.
+func TestRestartDuringASignIn(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	cfg, state := onPort(t, "notes", remote.URL), t.TempDir()
+	first := startStdioIn(t, state, cfg)
+	url := link(t, stdioClient(t, first).Call("notes_echo", nil), "notes")
+	browser := authtest.NewBrowser(t)
+	page := browser.OpenUntil(url, first.url+"/oauth/callback")
+	first.end()
+
+	second := startStdioIn(t, state, cfg)
+	client := stdioClient(t, second)
+	if done := browser.Open(page.Next); !strings.Contains(done.Body, "notes is connected, 3 tools") {
+		t.Fatalf("%d %s\n%s", done.Status, done.URL, done.Body)
+	}
+	echo(t, client, "notes_echo", "finished after a restart")
+}
+
+// TestTwoWindows: two stdio gateways share sign-ins. The pages of both are where
+// the first one has the port; when it ends, the second takes it over.
+func TestTwoWindows(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	notes := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	mail := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	cfg, state := onPort(t, "notes", notes.URL, "mail", mail.URL), t.TempDir()
+	first := startStdioIn(t, state, cfg)
+	second := startStdioIn(t, state, cfg)
+	if first.url != second.url {
+		t.Fatalf("the pages are at %s and at %s", first.url, second.url)
+	}
+	one, two := stdioClient(t, first), stdioClient(t, second)
+
+	// Asked for in the second window, finished by the first one's pages: the
+	// second is told, and both can call.
+	before := two.Changed()
+	signIn(t, link(t, two.Call("notes_echo", nil), "notes"))
+	if err := two.WaitChanged(within(t), before); err != nil {
+		t.Errorf("the window that asked was not told: %v", err)
+	}
+	echo(t, two, "notes_echo", "two")
+	echo(t, one, "notes_echo", "one")
+
+	url := link(t, two.Call("mail_echo", nil), "mail")
+	first.end()
+	browser := authtest.NewBrowser(t)
+	for page := browser.Get(url); page.Status == 0; page = browser.Get(url) {
+		if within(t).Err() != nil {
+			t.Fatal("nobody took the port over")
+		}
+	}
+	signIn(t, url)
+	echo(t, two, "mail_echo", "mine now")
+}
+
+// TestCommands: status, login and logout beside a running gateway.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	state, path := t.TempDir(), writeConfig(t, onPort(t, "notes", remote.URL))
+	command := func(args ...string) *exec.Cmd {
+		cmd := exec.Command("gatehouse", append(args[:1:1], append([]string{"--config", path}, args[1:]...)...)...)
+		cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
+		return cmd
+	}
+	output := func(args ...string) string {
+		t.Helper()
+		out, err := command(args...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+		return string(out)
+	}
+	if out := output("status"); !strings.Contains(out, "notes: sign-in needed") || strings.Contains(out, "/connect/") {
+		t.Errorf("status: %s", out)
+	}
+
+	login := command("login", "notes")
+	stdout, err := login.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := login.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	lines.Scan()
+	start := strings.Index(lines.Text(), "http://")
+	if start < 0 {
+		t.Fatalf("login said %q", lines.Text())
+	}
+	signIn(t, strings.Fields(lines.Text()[start:])[0])
+	lines.Scan()
+	if got := lines.Text(); got != "Signed in to notes." {
+		t.Errorf("login said %q", got)
+	}
+	if err := login.Wait(); err != nil {
+		t.Errorf("login: %v", err)
+	}
+
+	if out := output("status"); !strings.Contains(out, "notes: connected, 3 tools; signed in") {
+		t.Errorf("status: %s", out)
+	}
+	if out := output("login", "notes"); !strings.Contains(out, "already signed in") {
+		t.Errorf("login: %s", out)
+	}
+	if out := output("logout", "notes"); !strings.Contains(out, "revoked") {
+		t.Errorf("logout: %s", out)
+	}
+	if access, refresh := as.Live(); access != 0 || refresh != 0 {
+		t.Errorf("%d access and %d refresh tokens are live after the logout", access, refresh)
+	}
+}
