@@ -55,7 +55,6 @@ type File struct {
 	limits  map[string]int
 	log     *slog.Logger
 	now     func() time.Time
-	step    func(point string) // nil but in tests, which end the process here
 
 	master  *fileLock // key and canary
 	stripes [64]*fileLock
@@ -656,7 +655,7 @@ func (f *File) write(bucket, name string, r Record) error {
 			return fmt.Errorf("%w: %w", ErrUnwritable, err)
 		}
 	}
-	f.reach("record locked")
+	reach("record locked")
 	return f.replace(f.record(bucket, name), f.keySet().seal(bucket, name, r))
 }
 
@@ -678,11 +677,11 @@ func (f *File) replace(path string, data []byte) (err error) {
 			os.Remove(tmp.Name())
 		}
 	}()
-	f.reach("temporary file made")
+	reach("temporary file made")
 	if _, err := tmp.Write(data[:len(data)/2]); err != nil {
 		return err
 	}
-	f.reach("temporary file half written")
+	reach("temporary file half written")
 	if _, err := tmp.Write(data[len(data)/2:]); err != nil {
 		return err
 	}
@@ -692,28 +691,28 @@ func (f *File) replace(path string, data []byte) (err error) {
 	if err := tmp.Close(); err != nil {
 		return err
 	}
-	f.reach("temporary file synced")
+	reach("temporary file synced")
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	f.reach("moved into place")
+	reach("moved into place")
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	f.reach("directory synced")
+	reach("directory synced")
 	return nil
 }
 
 // remove deletes a record for good. Its stripe is locked.
 func (f *File) remove(bucket, name string) error {
 	path := f.record(bucket, name)
-	f.reach("about to remove")
+	reach("about to remove")
 	if err := os.Remove(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnwritable, err)
 	}
-	f.reach("removed")
+	reach("removed")
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnwritable, err)
 	}
@@ -732,10 +731,12 @@ func syncDir(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// reach tells a test how far a write has come.
-func (f *File) reach(point string) {
-	if f.step != nil {
-		f.step(point)
+// reached is nil but in tests, which end the process at a point of a write.
+var reached func(point string)
+
+func reach(point string) {
+	if reached != nil {
+		reached(point)
 	}
 }
 

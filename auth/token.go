@@ -522,6 +522,9 @@ func (h *hold) keep(g *grant) {
 
 // storeFailed ends a refresh for which no request was sent.
 func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err // the broker is being closed
+	}
 	failure, ok := errors.AsType[*Error](err)
 	if !ok {
 		failure = internalError(h.key.remote, err)
