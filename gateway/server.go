@@ -35,8 +35,13 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 	s := mcp.NewServer(&mcp.Implementation{Name: "gatehouse", Title: "Gatehouse", Version: g.version}, &mcp.ServerOptions{
 		Instructions: instructions,
 		// The SDK's log lines hold ids and payloads.
-		Logger:       slog.New(slog.DiscardHandler),
-		Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{ListChanged: true}},
+		Logger: slog.New(slog.DiscardHandler),
+		Capabilities: &mcp.ServerCapabilities{
+			Tools:       &mcp.ToolCapabilities{ListChanged: true},
+			Prompts:     &mcp.PromptCapabilities{ListChanged: true},
+			Resources:   &mcp.ResourceCapabilities{ListChanged: true},
+			Completions: &mcp.CompletionCapabilities{},
+		},
 		GetSessionID: sessionID,
 		// Every list depends on who asks.
 		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
@@ -45,14 +50,29 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 	return s
 }
 
-// announce makes the SDK tell the server's clients that the tools have changed,
-// in both eras. Only its own bookkeeping knows which streams are open, and
-// adding a tool is the only way to it; the tool itself is never listed.
-func announce(s *mcp.Server) {
-	s.AddTool(&mcp.Tool{Name: "gatehouse", InputSchema: json.RawMessage(`{"type":"object"}`)},
-		func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
-			return nil, errUnknownMethod
-		})
+// announcement is which lists have changed.
+type announcement struct{ tools, prompts, resources bool }
+
+// announce makes the SDK tell the server's clients that lists have changed, in
+// both eras. Only its own bookkeeping knows which streams are open, and adding
+// something is the only way to it; what is added is never listed.
+func announce(s *mcp.Server, changed announcement) {
+	if changed.tools {
+		s.AddTool(&mcp.Tool{Name: "gatehouse", InputSchema: json.RawMessage(`{"type":"object"}`)},
+			func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) { return nil, errUnknownMethod })
+	}
+	if changed.prompts {
+		s.AddPrompt(&mcp.Prompt{Name: "gatehouse"},
+			func(context.Context, *mcp.GetPromptRequest) (*mcp.GetPromptResult, error) {
+				return nil, errUnknownMethod
+			})
+	}
+	if changed.resources {
+		s.AddResource(&mcp.Resource{Name: "gatehouse", URI: "gatehouse:"},
+			func(context.Context, *mcp.ReadResourceRequest) (*mcp.ReadResourceResult, error) {
+				return nil, errUnknownMethod
+			})
+	}
 }
 
 // recoverPanics keeps one bad request from ending the process: the SDK runs
@@ -62,7 +82,7 @@ func (g *Gateway) recoverPanics(next mcp.MethodHandler) mcp.MethodHandler {
 		defer func() {
 			if p := recover(); p != nil {
 				g.log.ErrorContext(ctx, "panic while handling a request", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-				result, err = nil, renderRPC(fmt.Errorf("panic in %s", method))
+				result, err = nil, renderRPC(fmt.Errorf("panic in %s", method), g.now())
 			}
 		}()
 		return next(ctx, method, req)
@@ -74,7 +94,8 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 	return func(next mcp.MethodHandler) mcp.MethodHandler {
 		return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
 			switch method {
-			case "tools/list", "tools/call":
+			case "tools/list", "tools/call", "prompts/list", "prompts/get", "completion/complete",
+				"resources/list", "resources/templates/list", "resources/read":
 			case "initialize":
 				result, err := next(ctx, method, req)
 				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil {
@@ -88,7 +109,7 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			defer g.calls.begin()()
 			params, err := rawParams(req)
 			if err != nil {
-				return nil, renderRPC(err)
+				return nil, renderRPC(err, g.now())
 			}
 			c := caller{view: v, modern: isModern(req)}
 			result, err := g.handle(ctx, c, method, params)
@@ -96,7 +117,7 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				result, err = g.modernize(method, result)
 			}
 			if err != nil {
-				answer := renderRPC(err)
+				answer := renderRPC(err, g.now())
 				if answer.Code == jsonrpc.CodeInternalError {
 					g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
 				}
@@ -159,7 +180,9 @@ func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMess
 	if result, err = rawjson.Set(result, "_meta", meta); err != nil {
 		return nil, fmt.Errorf("adding _meta: %w", err)
 	}
-	if method != "tools/list" {
+	switch method {
+	case "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read":
+	default:
 		return result, nil
 	}
 	// A list varies by who asks, and may change with every sign-in.

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -31,10 +32,12 @@ type view struct {
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
 	dirty    atomic.Bool // a catalog has changed since current was made
+
+	announced *merged // what the clients were last told of; announceChange's own
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s}
+	v := &view{g: g, principal: p, session: s, announced: nothing}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id
@@ -43,9 +46,25 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 	})
 	v.unwatch = s.OnChange(func() {
 		v.dirty.Store(true)
-		announce(v.server)
+		v.announceChange()
 	})
 	return v
+}
+
+// nothing is what a client knows that has been told of nothing.
+var nothing = merge(nil, nil, nil, nil)
+
+// announceChange tells the clients what has changed. Of the tools it says so
+// whenever a remote has come to be connected too: a call that failed before may
+// work now. One call at a time, as the session promises.
+func (v *view) announceChange() {
+	m, before := v.now(), v.announced
+	v.announced = m
+	announce(v.server, announcement{
+		tools:     true,
+		prompts:   !bytes.Equal(m.prompts.list, before.prompts.list),
+		resources: !bytes.Equal(m.resources.list, before.resources.list) || !bytes.Equal(m.templates.list, before.templates.list),
+	})
 }
 
 func (v *view) close() {
@@ -94,4 +113,14 @@ func (v *view) known(remote string) bool {
 	return slices.ContainsFunc(v.session.Catalogs(ended), func(c session.Catalog) bool {
 		return c.Remote == remote && c.Known
 	})
+}
+
+// offers returns what the remote declares to have, as far as that is known.
+func (v *view) offers(remote string) session.Capabilities {
+	for _, c := range v.session.Catalogs(ended) {
+		if c.Remote == remote {
+			return c.Offers
+		}
+	}
+	return session.Capabilities{}
 }
