@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,8 +30,9 @@ type plainRemote struct {
 	URL string
 
 	mu      sync.Mutex
-	results map[string]string // by method: the whole result, or an error object after "!"
-	params  map[string]string // by method: as last received
+	results map[string]string   // by method: the whole result, or an error object after "!"
+	params  map[string]string   // by method: as last received
+	events  map[string][]string // by method: sent before the result; $TOKEN is the request's progress token
 }
 
 func newPlainRemote(t *testing.T, capabilities string, results map[string]string) *plainRemote {
@@ -65,8 +67,23 @@ func (r *plainRemote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.params[m.Method] = string(m.Params)
 	result, ok := r.results[m.Method]
+	events := r.events[m.Method]
 	r.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
+	if events != nil {
+		var params struct {
+			Meta struct{ ProgressToken json.RawMessage } `json:"_meta"`
+		}
+		if json.Unmarshal(m.Params, &params) != nil || params.Meta.ProgressToken == nil {
+			params.Meta.ProgressToken = json.RawMessage(`"none"`)
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		for _, event := range events {
+			fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",%s}\n\n", strings.ReplaceAll(event, "$TOKEN", string(params.Meta.ProgressToken)))
+		}
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":%s}\n\n", m.ID, result)
+		return
+	}
 	failure, failed := strings.CutPrefix(result, "!")
 	switch {
 	case !ok:
@@ -136,7 +153,9 @@ type plainClient struct {
 	t       *testing.T
 	url     string
 	modern  bool
+	bare    bool // modern, but the test writes _meta itself
 	session string
+	ids     atomic.Int64
 }
 
 func newPlainClient(t *testing.T, url, capabilities string, modern bool) *plainClient {
@@ -187,14 +206,14 @@ const modernMeta = `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-
 // messages sends a request and returns all that comes on its stream.
 func (c *plainClient) messages(method, members string) []string {
 	c.t.Helper()
-	if c.modern {
+	if c.modern && !c.bare {
 		members = strings.TrimSuffix(modernMeta+","+members, ",")
 	}
 	var named struct{ Name, URI string }
 	if err := json.Unmarshal([]byte("{"+members+"}"), &named); err != nil {
 		c.t.Fatal(err)
 	}
-	resp := c.post(`{"jsonrpc":"2.0","id":1,"method":"`+method+`","params":{`+members+`}}`, named.Name+named.URI)
+	resp := c.post(fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":%q,"params":{%s}}`, c.ids.Add(1), method, members), named.Name+named.URI)
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {

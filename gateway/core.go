@@ -12,7 +12,9 @@ import (
 // caller is who sent a request, as far as its answer depends on it.
 type caller struct {
 	view   *view
-	modern bool // protocol 2026-07-28 or newer
+	modern bool                                        // protocol 2026-07-28 or newer
+	client any                                         // its session, to tell it from the principal's others; nil in the modern era
+	notify func(method string, params json.RawMessage) // sends it a notification, on the stream of this request
 }
 
 // handle answers one request of a client. Params and result are the exact
@@ -35,6 +37,8 @@ func (g *Gateway) handle(ctx context.Context, c caller, method string, params js
 		return g.readResource(ctx, c, params)
 	case "completion/complete":
 		return g.complete(ctx, c, params)
+	case "logging/setLevel":
+		return g.setLevel(c, params)
 	}
 	return nil, fmt.Errorf("%w: %s", errUnknownMethod, method)
 }
@@ -89,13 +93,14 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 
 // send is how every request of a client gets to a remote.
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+	notify := c.relay(params)
 	if c.modern {
 		var err error
 		if params, err = withoutEnvelope(params); err != nil {
 			return nil, &invalidParams{"the params of " + method + " cannot be read"}
 		}
 	}
-	result, err := c.view.session.Call(ctx, remote, method, params, nil)
+	result, err := c.view.session.Call(ctx, remote, method, params, notify)
 	if err != nil {
 		g.logFailure(ctx, c, remote, "passing on "+method, err)
 		return nil, err

@@ -11,6 +11,7 @@
 //   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
 //     names.go) and sends the call to the remote, or to the gateway's own tools
 //     (tools.go). content.go does the same for prompts, resources and completion.
+//     notify.go passes on what the remote says meanwhile.
 //   - errors.go is the one place where errors become results, JSON-RPC errors
 //     and pages.
 //

@@ -41,10 +41,16 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 			Prompts:     &mcp.PromptCapabilities{ListChanged: true},
 			Resources:   &mcp.ResourceCapabilities{ListChanged: true},
 			Completions: &mcp.CompletionCapabilities{},
+			//lint:ignore SA1019 deprecated in 2026-07-28, not removed: remotes and clients of both eras use it
+			Logging: &mcp.LoggingCapabilities{},
 		},
 		GetSessionID: sessionID,
 		// Every list depends on who asks.
 		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
+	})
+	s.AddSendingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
+		v.notify = next
+		return next
 	})
 	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
 	return s
@@ -95,7 +101,7 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 		return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
 			switch method {
 			case "tools/list", "tools/call", "prompts/list", "prompts/get", "completion/complete",
-				"resources/list", "resources/templates/list", "resources/read":
+				"resources/list", "resources/templates/list", "resources/read", "logging/setLevel":
 			case "initialize":
 				result, err := next(ctx, method, req)
 				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil {
@@ -111,7 +117,7 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			if err != nil {
 				return nil, renderRPC(err, g.now())
 			}
-			c := caller{view: v, modern: isModern(req)}
+			c := g.callerOf(ctx, v, req)
 			result, err := g.handle(ctx, c, method, params)
 			if err == nil && c.modern {
 				result, err = g.modernize(method, result)
@@ -127,6 +133,35 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 		}
 	}
 }
+
+// callerOf says who sent a request.
+func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request) caller {
+	c := caller{view: v, modern: isModern(req)}
+	ss, ok := req.GetSession().(*mcp.ServerSession)
+	if !ok {
+		return c
+	}
+	if !c.modern {
+		c.client = ss
+	}
+	// The handler's context is what puts a message onto the stream of its request.
+	c.notify = func(method string, params json.RawMessage) {
+		_, err := v.notify(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+		if err != nil {
+			g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
+		}
+	}
+	return c
+}
+
+// rawMessage gives the SDK the params of a message to send.
+type rawMessage struct {
+	mcp.ParamsBase
+	raw json.RawMessage
+}
+
+// MarshalJSON returns the params as they were received.
+func (m *rawMessage) MarshalJSON() ([]byte, error) { return m.raw, nil }
 
 // rawParams returns the params as the client sent them.
 func rawParams(req mcp.Request) (json.RawMessage, error) {

@@ -27,7 +27,9 @@ type view struct {
 	principal auth.Principal
 	session   *session.Session
 	server    *mcp.Server
+	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
+	levels    logLevels
 
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]

@@ -41,7 +41,7 @@ type Catalog struct {
 
 // Capabilities are what a remote declares to have.
 type Capabilities struct {
-	Tools, Prompts, Resources, Completions bool
+	Tools, Prompts, Resources, Completions, Logging bool
 }
 
 // Definition is one tool, prompt, resource or resource template.

@@ -65,6 +65,7 @@ type link struct {
 	header       http.Header // of each request; never changed
 	version      string
 	offers       Capabilities
+	level        atomic.Pointer[string] // the log level that it was told, nil for none
 	server       string
 	build        string // the server's version of itself
 	instructions string
@@ -114,10 +115,16 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		if err != nil {
 			return nil, err
 		}
+		c.leveled(ctx, l)
 		id := c.ids.Add(1)
+		outgoing, token, err := remint(params, id)
+		if err != nil {
+			return nil, err
+		}
+		in := c.incoming(l, progressing(notify, id, token))
 		var result json.RawMessage
 		err = c.wire.authorized(ctx, true, func() (err error) {
-			result, _, err = c.wire.request(ctx, l.header, id, method, params, c.incoming(l, notify))
+			result, _, err = c.wire.request(ctx, l.header, id, method, outgoing, in)
 			return err
 		})
 		switch {
@@ -416,11 +423,11 @@ func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, err
 	}
 	l := &link{version: version, header: r.requestHeader()}
 	if values[1] != nil && values[1][0] == '{' {
-		capabilities, err := rawjson.Get(values[1], "tools", "prompts", "resources", "completions")
+		capabilities, err := rawjson.Get(values[1], "tools", "prompts", "resources", "completions", "logging")
 		if err != nil {
 			return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
 		}
-		for i, declared := range []*bool{&l.offers.Tools, &l.offers.Prompts, &l.offers.Resources, &l.offers.Completions} {
+		for i, declared := range []*bool{&l.offers.Tools, &l.offers.Prompts, &l.offers.Resources, &l.offers.Completions, &l.offers.Logging} {
 			*declared = capabilities[i] != nil && capabilities[i][0] == '{'
 		}
 	}
