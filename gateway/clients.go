@@ -110,6 +110,7 @@ func (c *clients) end(cl *client) {
 		return
 	}
 	cl.session.Close()
+	cl.view.levels.forget(cl.session)
 	if cl.view.principal.Ephemeral() {
 		c.g.end(cl.view.principal)
 	}

@@ -14,7 +14,9 @@ import (
 // caller is who sent a request, as far as its answer depends on it.
 type caller struct {
 	view   *view
-	modern bool // protocol 2026-07-28 or newer
+	modern bool                                        // protocol 2026-07-28 or newer
+	client any                                         // its session, to tell it from the principal's others; nil in the modern era
+	notify func(method string, params json.RawMessage) // sends it a notification, on the stream of this request
 }
 
 // handle answers one request of a client. Params and result are the exact
@@ -22,27 +24,41 @@ type caller struct {
 func (g *Gateway) handle(ctx context.Context, c caller, method string, params json.RawMessage) (json.RawMessage, error) {
 	switch method {
 	case "tools/list":
-		return g.listTools(ctx, c, params)
+		return g.list(ctx, c, method, params, "tools", func(m *merged) *entries { return &m.tools })
 	case "tools/call":
 		return g.callTool(ctx, c, params)
+	case "prompts/list":
+		return g.list(ctx, c, method, params, "prompts", func(m *merged) *entries { return &m.prompts })
+	case "prompts/get":
+		return g.getPrompt(ctx, c, params)
+	case "resources/list":
+		return g.list(ctx, c, method, params, "resources", func(m *merged) *entries { return &m.resources })
+	case "resources/templates/list":
+		return g.list(ctx, c, method, params, "resourceTemplates", func(m *merged) *entries { return &m.templates })
+	case "resources/read":
+		return g.readResource(ctx, c, params)
+	case "completion/complete":
+		return g.complete(ctx, c, params)
+	case "logging/setLevel":
+		return g.setLevel(c, params)
 	}
 	return nil, fmt.Errorf("%w: %s", errUnknownMethod, method)
 }
 
-func (g *Gateway) listTools(ctx context.Context, c caller, params json.RawMessage) (json.RawMessage, error) {
+func (g *Gateway) list(ctx context.Context, c caller, method string, params json.RawMessage, member string, of func(*merged) *entries) (json.RawMessage, error) {
 	if len(params) > 0 {
 		got, err := rawjson.Get(params, "cursor")
 		if err != nil {
-			return nil, &invalidParams{"the params of tools/list are not an object"}
+			return nil, &invalidParams{"the params of " + method + " are not an object"}
 		}
-		// All tools are on one page, so no cursor was ever given out.
+		// Everything is on one page, so no cursor was ever given out.
 		if got[0] != nil {
 			return nil, &invalidParams{"unknown cursor"}
 		}
 	}
-	list := c.view.list(ctx).list
-	out := make(json.RawMessage, 0, len(list)+len(`{"tools":}`))
-	out = append(out, `{"tools":`...)
+	list := of(c.view.list(ctx)).list
+	out := make(json.RawMessage, 0, len(list)+len(member)+len(`{"":}`))
+	out = append(append(append(out, `{"`...), member...), `":`...)
 	out = append(out, list...)
 	return append(out, '}'), nil
 }
@@ -59,7 +75,7 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 	if !ok {
 		return nil, &invalidParams{"tools/call needs the name of a tool"}
 	}
-	t, err := g.find(ctx, c.view, name)
+	t, err := g.find(ctx, c.view, name, func(m *merged) *entries { return &m.tools }, unknownTool)
 	if err != nil {
 		return renderCall(err, g.now())
 	}
@@ -67,16 +83,29 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 		return g.callOwn(ctx, c, t.name, got[1], params)
 	}
 	outgoing, err := rename(params, t.original)
-	if err == nil && c.modern {
-		outgoing, err = withoutEnvelope(outgoing)
-	}
 	if err != nil {
 		return nil, &invalidParams{"the params of tools/call cannot be read"}
 	}
-	result, err := c.view.session.Call(ctx, t.remote, "tools/call", outgoing, nil)
+	result, err := g.send(ctx, c, t.remote, "tools/call", outgoing)
 	if err != nil {
-		g.failed(ctx, c, t.remote, "calling a tool", err)
 		return renderCall(err, g.now())
+	}
+	return result, nil
+}
+
+// send is how every request of a client gets to a remote.
+func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+	notify := c.relay(params)
+	if c.modern {
+		var err error
+		if params, err = withoutEnvelope(params); err != nil {
+			return nil, &invalidParams{"the params of " + method + " cannot be read"}
+		}
+	}
+	result, err := c.view.session.Call(ctx, remote, method, params, notify)
+	if err != nil {
+		g.failed(ctx, c, remote, "passing on "+method, err)
+		return nil, err
 	}
 	return result, nil
 }
@@ -98,36 +127,48 @@ func withoutEnvelope(params json.RawMessage) (json.RawMessage, error) {
 	return rawjson.Set(params, "_meta", meta)
 }
 
-// find looks a tool up. A name that is not listed but carries the prefix of a
-// remote whose tools are not known yet is worth a connection: that is the
-// first call of a client that has the name from elsewhere, and where a
+// find looks a tool or a prompt up. A name that is not listed but carries the
+// prefix of a remote whose lists are not known yet is worth a connection: that
+// is the first call of a client that has the name from elsewhere, and where a
 // sign-in is asked for.
-func (g *Gateway) find(ctx context.Context, v *view, name string) (tool, error) {
-	if t, ok := v.now().lookup(name); ok {
-		return t, nil
+func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merged) *entries, unknown func(string) error) (entry, error) {
+	if e, ok := in(v.now()).lookup(name); ok {
+		return e, nil
 	}
 	owner := g.names.owner(name)
 	if owner < 0 {
-		return tool{}, unknownTool(name)
+		return entry{}, unknown(name)
 	}
 	remote := g.cfg.Running()[owner].Name
 	if !v.known(remote) {
-		if err := v.session.Connect(ctx, remote); err != nil {
-			g.failed(ctx, caller{view: v}, remote, "connecting for a first call", err)
-			return tool{}, err
+		if err := g.connectFirst(ctx, v, remote); err != nil {
+			return entry{}, err
 		}
-		if t, ok := v.now().lookup(name); ok {
-			return t, nil
+		if e, ok := in(v.now()).lookup(name); ok {
+			return e, nil
 		}
 	}
-	return tool{}, unknownTool(name)
+	return entry{}, unknown(name)
+}
+
+// connectFirst connects a remote that has not been listed yet.
+func (g *Gateway) connectFirst(ctx context.Context, v *view, remote string) error {
+	err := v.session.Connect(ctx, remote)
+	if err != nil {
+		g.failed(ctx, caller{view: v}, remote, "connecting for a first call", err)
+	}
+	return err
 }
 
 func unknownTool(name string) error {
+	return &invalidParams{fmt.Sprintf("unknown tool %q: gateway_find_tools searches all that there are", short(name))}
+}
+
+func short(name string) string {
 	if len(name) > maxName {
-		name = name[:maxName] + "…"
+		return name[:maxName] + "…"
 	}
-	return &invalidParams{fmt.Sprintf("unknown tool %q: gateway_find_tools searches all that there are", name)}
+	return name
 }
 
 // failed writes the cause of what the client gets as a sentence, and looks

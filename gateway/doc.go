@@ -6,11 +6,12 @@
 //     its limit, and the era and the session choose a [view] and one of the
 //     SDK's two handlers. stdio.go does the same for a pipe.
 //   - server.go is the adapter: SDK types stop here, exact bytes go on. It hands
-//     tools/list and tools/call to the core and leaves the handshake, pings and
+//     what concerns remotes to the core and leaves the handshake, pings and
 //     subscriptions to the SDK.
 //   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
 //     names.go) and sends the call to the remote, or to the gateway's own tools
-//     (tools.go).
+//     (tools.go). content.go does the same for prompts, resources and completion.
+//     notify.go passes on what the remote says meanwhile.
 //   - errors.go is the one place where errors become results, JSON-RPC errors
 //     and pages.
 //

@@ -31,6 +31,32 @@ type invalidParams struct{ say string }
 
 func (e *invalidParams) Error() string { return e.say }
 
+// Codes of JSON-RPC errors.
+const (
+	codeAuthRequired = -31401 // its data is what authRequired is in JSON
+	codeNotFound     = -32002 // a resource, up to protocol 2025-11-25
+)
+
+// notFound: no remote has the resource.
+type notFound struct {
+	uri    string
+	modern bool // the client's era
+}
+
+func (e *notFound) Error() string { return "resource not found" }
+
+func (e *notFound) render() *jsonrpc.Error {
+	code := int64(codeNotFound)
+	if e.modern {
+		code = jsonrpc.CodeInvalidParams
+	}
+	data, err := json.Marshal(map[string]string{"uri": e.uri})
+	if err != nil {
+		data = nil // a string always has an encoding
+	}
+	return &jsonrpc.Error{Code: code, Message: "resource not found", Data: data}
+}
+
 // metaAuthRequired is the key under _meta of a result that asks for a sign-in.
 const metaAuthRequired = "gatehouse/auth_required"
 
@@ -133,7 +159,18 @@ func sentence(err error) (string, bool) {
 }
 
 // renderRPC turns an error into the JSON-RPC error that the client gets.
-func renderRPC(err error) *jsonrpc.Error {
+func renderRPC(err error, now time.Time) *jsonrpc.Error {
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
+		answer := newAuthRequired(required, now, "repeat the request")
+		data, err := json.Marshal(answer)
+		if err != nil {
+			return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: answer.Message}
+		}
+		return &jsonrpc.Error{Code: codeAuthRequired, Message: answer.Message, Data: data}
+	}
+	if missing, ok := errors.AsType[*notFound](err); ok {
+		return missing.render()
+	}
 	if remote, ok := errors.AsType[*session.ResponseError](err); ok {
 		return &jsonrpc.Error{Code: remote.Code, Message: remote.Message, Data: remote.Data}
 	}

@@ -12,17 +12,25 @@ import (
 	"gatehouse/session/rawjson"
 )
 
-// merged is all catalogs of one principal as one: what tools/list shows and
-// where a call goes. It is immutable.
+// merged is all catalogs of one principal as one: what the lists show and where
+// a request goes. It is immutable.
 type merged struct {
-	key   []uint64 // the catalogs' generations that it was made of
-	tools []tool   // remotes in config order, the gateway's own last
-	index map[string]int
-	list  json.RawMessage // the tools array of tools/list
+	key       []uint64 // the catalogs' generations that it was made of
+	tools     entries  // remotes in config order, the gateway's own last
+	prompts   entries
+	resources entries // by URI
+	templates entries // by URI template
 }
 
-// tool is one entry of the merged list.
-type tool struct {
+// entries is one list: the definitions, and where to find them.
+type entries struct {
+	all   []entry
+	index map[string]int
+	list  json.RawMessage // the array of the list's result
+}
+
+// entry is one definition of a merged list.
+type entry struct {
 	name        string // at the gateway
 	remote      string // "" for the gateway's own
 	original    string // the remote's name of it
@@ -30,12 +38,36 @@ type tool struct {
 	def         json.RawMessage // the definition under the gateway's name
 }
 
-func (m *merged) lookup(name string) (tool, bool) {
-	i, ok := m.index[name]
+func (l *entries) lookup(name string) (entry, bool) {
+	i, ok := l.index[name]
 	if !ok {
-		return tool{}, false
+		return entry{}, false
 	}
-	return m.tools[i], true
+	return l.all[i], true
+}
+
+func (l *entries) add(e entry) {
+	if l.index == nil {
+		l.index = map[string]int{}
+	}
+	l.index[e.name] = len(l.all)
+	l.all = append(l.all, e)
+}
+
+// seal writes the list.
+func (l *entries) seal() {
+	size := 2
+	for _, e := range l.all {
+		size += len(e.def) + 1
+	}
+	l.list = append(make(json.RawMessage, 0, size), '[')
+	for i, e := range l.all {
+		if i > 0 {
+			l.list = append(l.list, ',')
+		}
+		l.list = append(l.list, e.def...)
+	}
+	l.list = append(l.list, ']')
 }
 
 // generations is the key by which a merged list is known to be current.
@@ -50,53 +82,68 @@ func generations(catalogs []session.Catalog) []uint64 {
 // merge puts the catalogs, which are in config order, into one. What cannot be
 // listed is left out with a warning, never the rest with it.
 func merge(catalogs []session.Catalog, names *namer, filters map[string]toolFilter, log *slog.Logger) *merged {
-	m := &merged{key: generations(catalogs), index: map[string]int{}}
+	m := &merged{key: generations(catalogs)}
 	for i, c := range catalogs {
-		allowed := slices.DeleteFunc(slices.Clone(c.Tools), func(t session.Tool) bool {
+		allowed := slices.DeleteFunc(slices.Clone(c.Tools), func(t session.Definition) bool {
 			return !filters[c.Remote].permits(t.Name)
 		})
-		originals := make([]string, len(allowed))
-		for j, t := range allowed {
-			originals[j] = t.Name
-		}
-		for j, name := range names.names(i, c.Remote, originals) {
-			t := allowed[j]
-			if _, taken := m.index[name]; taken {
-				name = withSuffix(name, c.Remote, t.Name)
-			}
-			if _, taken := m.index[name]; taken {
-				log.Warn("tool left out: its name is taken", "remote", c.Remote, "tool", t.Name, "name", name)
-				continue
-			}
-			def, err := rename(t.Raw, name)
-			if err != nil {
-				log.Warn("tool left out: its definition cannot be read", "remote", c.Remote, "tool", t.Name, "error", err)
-				continue
-			}
-			m.add(tool{name: name, remote: c.Remote, original: t.Name, description: t.Description, def: def})
-		}
+		m.tools.addNamed("tool", i, c.Remote, allowed, names, log)
+		m.prompts.addNamed("prompt", i, c.Remote, c.Prompts, names, log)
+		m.resources.addURIs("resource", "uri", c.Remote, c.Resources, log)
+		m.templates.addURIs("template", "uriTemplate", c.Remote, c.Templates, log)
 	}
 	for _, t := range ownTools {
-		m.add(t)
+		m.tools.add(t)
 	}
-	size := 2
-	for _, t := range m.tools {
-		size += len(t.def) + 1
+	for _, l := range []*entries{&m.tools, &m.prompts, &m.resources, &m.templates} {
+		l.seal()
 	}
-	m.list = append(make(json.RawMessage, 0, size), '[')
-	for i, t := range m.tools {
-		if i > 0 {
-			m.list = append(m.list, ',')
-		}
-		m.list = append(m.list, t.def...)
-	}
-	m.list = append(m.list, ']')
 	return m
 }
 
-func (m *merged) add(t tool) {
-	m.index[t.name] = len(m.tools)
-	m.tools = append(m.tools, t)
+// addNamed adds what is known by a name: tools and prompts.
+func (l *entries) addNamed(what string, remote int, key string, definitions []session.Definition, names *namer, log *slog.Logger) {
+	originals := make([]string, len(definitions))
+	for j, d := range definitions {
+		originals[j] = d.Name
+	}
+	for j, name := range names.names(remote, key, originals) {
+		d := definitions[j]
+		if _, taken := l.index[name]; taken {
+			name = withSuffix(name, key, d.Name)
+		}
+		if _, taken := l.index[name]; taken {
+			log.Warn(what+" left out: its name is taken", "remote", key, what, d.Name, "name", name)
+			continue
+		}
+		def, err := rename(d.Raw, name)
+		if err != nil {
+			log.Warn(what+" left out: its definition cannot be read", "remote", key, what, d.Name, "error", err)
+			continue
+		}
+		l.add(entry{name: name, remote: key, original: d.Name, description: d.Description, def: def})
+	}
+}
+
+// addURIs adds what is known by a URI or a URI template. These stay as they
+// are; where two remotes have the same, the first in config order keeps it and
+// the other's says whose it is.
+func (l *entries) addURIs(what, member, remote string, definitions []session.Definition, log *slog.Logger) {
+	for _, d := range definitions {
+		uri, def := d.Name, d.Raw
+		if _, taken := l.index[uri]; taken {
+			uri = qualify(remote, uri)
+			quoted, err := json.Marshal(uri)
+			if err == nil {
+				def, err = rawjson.Set(def, member, quoted)
+			}
+			if _, again := l.index[uri]; err != nil || again {
+				log.Warn(what+" left out: its URI is taken", "remote", remote)
+				continue
+			}
+		}
+		l.add(entry{name: uri, remote: remote, original: d.Name, description: d.Description, def: def})
+	}
 }
 
 // rename replaces the name in a definition or in the params of a call.

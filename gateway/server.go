@@ -35,24 +35,50 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 	s := mcp.NewServer(&mcp.Implementation{Name: "gatehouse", Title: "Gatehouse", Version: g.version}, &mcp.ServerOptions{
 		Instructions: instructions,
 		// The SDK's log lines hold ids and payloads.
-		Logger:       slog.New(slog.DiscardHandler),
-		Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{ListChanged: true}},
+		Logger: slog.New(slog.DiscardHandler),
+		Capabilities: &mcp.ServerCapabilities{
+			Tools:       &mcp.ToolCapabilities{ListChanged: true},
+			Prompts:     &mcp.PromptCapabilities{ListChanged: true},
+			Resources:   &mcp.ResourceCapabilities{ListChanged: true},
+			Completions: &mcp.CompletionCapabilities{},
+			//lint:ignore SA1019 deprecated in 2026-07-28, not removed: remotes and clients of both eras use it
+			Logging: &mcp.LoggingCapabilities{},
+		},
 		GetSessionID: sessionID,
 		// Every list depends on who asks.
 		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
+	})
+	s.AddSendingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
+		v.notify = next
+		return next
 	})
 	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
 	return s
 }
 
-// announce makes the SDK tell the server's clients that the tools have changed,
-// in both eras. Only its own bookkeeping knows which streams are open, and
-// adding a tool is the only way to it; the tool itself is never listed.
-func announce(s *mcp.Server) {
-	s.AddTool(&mcp.Tool{Name: "gatehouse", InputSchema: json.RawMessage(`{"type":"object"}`)},
-		func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
-			return nil, errUnknownMethod
-		})
+// announcement is which lists have changed.
+type announcement struct{ tools, prompts, resources bool }
+
+// announce makes the SDK tell the server's clients that lists have changed, in
+// both eras. Only its own bookkeeping knows which streams are open, and adding
+// something is the only way to it; what is added is never listed.
+func announce(s *mcp.Server, changed announcement) {
+	if changed.tools {
+		s.AddTool(&mcp.Tool{Name: "gatehouse", InputSchema: json.RawMessage(`{"type":"object"}`)},
+			func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) { return nil, errUnknownMethod })
+	}
+	if changed.prompts {
+		s.AddPrompt(&mcp.Prompt{Name: "gatehouse"},
+			func(context.Context, *mcp.GetPromptRequest) (*mcp.GetPromptResult, error) {
+				return nil, errUnknownMethod
+			})
+	}
+	if changed.resources {
+		s.AddResource(&mcp.Resource{Name: "gatehouse", URI: "gatehouse:"},
+			func(context.Context, *mcp.ReadResourceRequest) (*mcp.ReadResourceResult, error) {
+				return nil, errUnknownMethod
+			})
+	}
 }
 
 // recoverPanics keeps one bad request from ending the process: the SDK runs
@@ -62,7 +88,7 @@ func (g *Gateway) recoverPanics(next mcp.MethodHandler) mcp.MethodHandler {
 		defer func() {
 			if p := recover(); p != nil {
 				g.log.ErrorContext(ctx, "panic while handling a request", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-				result, err = nil, renderRPC(fmt.Errorf("panic in %s", method))
+				result, err = nil, renderRPC(fmt.Errorf("panic in %s", method), g.now())
 			}
 		}()
 		return next(ctx, method, req)
@@ -74,7 +100,8 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 	return func(next mcp.MethodHandler) mcp.MethodHandler {
 		return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
 			switch method {
-			case "tools/list", "tools/call":
+			case "tools/list", "tools/call", "prompts/list", "prompts/get", "completion/complete",
+				"resources/list", "resources/templates/list", "resources/read", "logging/setLevel":
 			case "initialize":
 				result, err := next(ctx, method, req)
 				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil {
@@ -88,15 +115,15 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			defer g.calls.begin()()
 			params, err := rawParams(req)
 			if err != nil {
-				return nil, renderRPC(err)
+				return nil, renderRPC(err, g.now())
 			}
-			c := caller{view: v, modern: isModern(req)}
+			c := g.callerOf(ctx, v, req)
 			result, err := g.handle(ctx, c, method, params)
 			if err == nil && c.modern {
 				result, err = g.modernize(method, result)
 			}
 			if err != nil {
-				answer := renderRPC(err)
+				answer := renderRPC(err, g.now())
 				if answer.Code == jsonrpc.CodeInternalError {
 					g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
 				}
@@ -106,6 +133,35 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 		}
 	}
 }
+
+// callerOf says who sent a request.
+func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request) caller {
+	c := caller{view: v, modern: isModern(req)}
+	ss, ok := req.GetSession().(*mcp.ServerSession)
+	if !ok {
+		return c
+	}
+	if !c.modern {
+		c.client = ss
+	}
+	// The handler's context is what puts a message onto the stream of its request.
+	c.notify = func(method string, params json.RawMessage) {
+		_, err := v.notify(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+		if err != nil {
+			g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
+		}
+	}
+	return c
+}
+
+// rawMessage gives the SDK the params of a message to send.
+type rawMessage struct {
+	mcp.ParamsBase
+	raw json.RawMessage
+}
+
+// MarshalJSON returns the params as they were received.
+func (m *rawMessage) MarshalJSON() ([]byte, error) { return m.raw, nil }
 
 // rawParams returns the params as the client sent them.
 func rawParams(req mcp.Request) (json.RawMessage, error) {
@@ -159,7 +215,9 @@ func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMess
 	if result, err = rawjson.Set(result, "_meta", meta); err != nil {
 		return nil, fmt.Errorf("adding _meta: %w", err)
 	}
-	if method != "tools/list" {
+	switch method {
+	case "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read":
+	default:
 		return result, nil
 	}
 	// A list varies by who asks, and may change with every sign-in.

@@ -31,7 +31,7 @@ const signInPoll = time.Second
 // statusWait bounds what gateway_status spends on fetching sign-in links.
 const statusWait = 3 * time.Second
 
-var ownTools = []tool{
+var ownTools = []entry{
 	ownTool(toolStatus, "Shows every remote (MCP server behind the gateway): whether it is up, whether you are signed in and until when, what failed last, and what to do about it.",
 		`{"type":"object","properties":{},"additionalProperties":false}`, `{"readOnlyHint":true,"title":"Gateway status"}`),
 	ownTool(toolLogin, "Signs in to one remote: returns the link that the user has to open in their browser, or says that none is needed.",
@@ -48,7 +48,7 @@ var ownTools = []tool{
 		`{"title":"Call a tool by name","openWorldHint":true}`),
 }
 
-func ownTool(name, description, schema, annotations string) tool {
+func ownTool(name, description, schema, annotations string) entry {
 	def, err := json.Marshal(struct {
 		Name        string          `json:"name"`
 		Description string          `json:"description"`
@@ -58,7 +58,7 @@ func ownTool(name, description, schema, annotations string) tool {
 	if err != nil {
 		panic(err) // the literals above are not JSON
 	}
-	return tool{name: name, original: name, description: description, def: def}
+	return entry{name: name, original: name, description: description, def: def}
 }
 
 // callOwn calls one of the gateway's own tools.
@@ -487,12 +487,12 @@ func (g *Gateway) findTools(ctx context.Context, c caller, query, server string,
 		limit = 20
 	}
 	type hit struct {
-		tool
+		entry
 		score int
 	}
 	words := strings.Fields(strings.ToLower(query))
 	var hits []hit
-	for _, t := range c.view.list(ctx).tools {
+	for _, t := range c.view.list(ctx).tools.all {
 		if t.remote == "" || server != "" && t.remote != server {
 			continue
 		}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -26,7 +27,9 @@ type view struct {
 	principal auth.Principal
 	session   *session.Session
 	server    *mcp.Server
+	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
+	levels    logLevels
 
 	waits   sync.WaitGroup // for sign-ins, until end
 	ended   context.Context
@@ -37,10 +40,12 @@ type view struct {
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
 	dirty    atomic.Bool // a catalog has changed since current was made
+
+	announced *merged // what the clients were last told of; announceChange's own
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s, waiting: map[string]bool{}}
+	v := &view{g: g, principal: p, session: s, announced: nothing, waiting: map[string]bool{}}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id
@@ -50,9 +55,25 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 	v.ended, v.end = context.WithCancel(context.Background())
 	v.unwatch = s.OnChange(func() {
 		v.dirty.Store(true)
-		announce(v.server)
+		v.announceChange()
 	})
 	return v
+}
+
+// nothing is what a client knows that has been told of nothing.
+var nothing = merge(nil, nil, nil, nil)
+
+// announceChange tells the clients what has changed. Of the tools it says so
+// whenever a remote has come to be connected too: a call that failed before may
+// work now. One call at a time, as the session promises.
+func (v *view) announceChange() {
+	m, before := v.now(), v.announced
+	v.announced = m
+	announce(v.server, announcement{
+		tools:     true,
+		prompts:   !bytes.Equal(m.prompts.list, before.prompts.list),
+		resources: !bytes.Equal(m.resources.list, before.resources.list) || !bytes.Equal(m.templates.list, before.templates.list),
+	})
 }
 
 func (v *view) close() {
@@ -126,4 +147,14 @@ func (v *view) known(remote string) bool {
 	return slices.ContainsFunc(v.session.Catalogs(atOnce), func(c session.Catalog) bool {
 		return c.Remote == remote && c.Known
 	})
+}
+
+// offers returns what the remote declares to have, as far as that is known.
+func (v *view) offers(remote string) session.Capabilities {
+	for _, c := range v.session.Catalogs(atOnce) {
+		if c.Remote == remote {
+			return c.Offers
+		}
+	}
+	return session.Capabilities{}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -14,42 +15,130 @@ import (
 // Bounds of one remote's list. Beyond them the list is refused as a whole:
 // half of it would look like all of it.
 const (
-	maxPages     = 200
-	maxListBytes = 64 << 20
-	maxTools     = 100_000
-	maxCursor    = 8 << 10
-	maxToolName  = 512
-	maxDepth     = 100 // of a definition; schemas in use have less than 30
-	maxWarnings  = 20  // of single tools, for one list
+	maxPages       = 200
+	maxListBytes   = 64 << 20
+	maxDefinitions = 100_000
+	maxCursor      = 8 << 10
+	maxToolName    = 512
+	maxURI         = 8 << 10
+	maxDepth       = 100 // of a definition; schemas in use have less than 30
+	maxWarnings    = 20  // of single definitions, for one list
 )
 
 // Catalog is what a remote has last listed for a principal.
 type Catalog struct {
 	Remote       string
-	Generation   uint64 // another one: other tools
-	Tools        []Tool // in the remote's order, never changed
-	Known        bool   // the tools have been listed at least once
+	Generation   uint64       // another one: other contents
+	Tools        []Definition // all lists in the remote's order, never changed
+	Prompts      []Definition
+	Resources    []Definition
+	Templates    []Definition // of resources
+	Known        bool         // the tools have been listed at least once
+	Connected    bool         // there is an MCP session at the remote
+	Offers       Capabilities // as the remote declared them when it was last dialed
 	Instructions string
 }
 
-// Tool is one definition.
-type Tool struct {
-	Name        string
+// Capabilities are what a remote declares to have.
+type Capabilities struct {
+	Tools, Prompts, Resources, Completions, Logging bool
+}
+
+// Definition is one tool, prompt, resource or resource template.
+type Definition struct {
+	Name        string          // of a resource its URI, of a template its URI template
 	Raw         json.RawMessage // byte for byte; never changed
 	Description string
 }
 
-func sameTools(a, b []Tool) bool {
-	return slices.EqualFunc(a, b, func(x, y Tool) bool { return bytes.Equal(x.Raw, y.Raw) })
+func sameDefinitions(a, b []Definition) bool {
+	return slices.EqualFunc(a, b, func(x, y Definition) bool { return bytes.Equal(x.Raw, y.Raw) })
 }
 
-// readTools lists all pages.
-func (c *connection) readTools(ctx context.Context, l *link, loud bool) ([]Tool, error) {
-	if !l.tools {
-		return nil, nil
+// update takes in what has just been listed and reports whether that is
+// anything new.
+func (c *Catalog) update(read *lists) bool {
+	news := !c.Known
+	for i, list := range []*[]Definition{&c.Tools, &c.Prompts, &c.Resources, &c.Templates} {
+		if read[i] != nil && !sameDefinitions(*list, read[i]) {
+			*list, news = read[i], true
+		}
 	}
+	c.Known = true
+	if news {
+		c.Generation++
+	}
+	return news
+}
+
+// lists are all that a remote has to list, in the order of kinds; nil is a list
+// that could not be read.
+type lists [4][]Definition
+
+// kind is one of the lists of the protocol.
+type kind struct {
+	method  string
+	member  string // of the result
+	one     string // in words
+	key     string // the member that a definition is known by
+	schema  bool   // a definition has an inputSchema
+	offered func(Capabilities) bool
+}
+
+func (k *kind) many() string { return k.one + "s" }
+
+var kinds = [len(lists{})]kind{
+	{"tools/list", "tools", "tool", "name", true, func(c Capabilities) bool { return c.Tools }},
+	{"prompts/list", "prompts", "prompt", "name", false, func(c Capabilities) bool { return c.Prompts }},
+	{"resources/list", "resources", "resource", "uri", false, func(c Capabilities) bool { return c.Resources }},
+	{"resources/templates/list", "resourceTemplates", "template", "uriTemplate", false, func(c Capabilities) bool { return c.Resources }},
+}
+
+// readLists reads all lists that the remote declares to have. Without the tools
+// there are none. What is wrong with another list costs that list alone, unless
+// it concerns the whole connection: then the error is returned beside what has
+// been read so far.
+func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists, error) {
+	read := &lists{}
+	for i := range kinds {
+		k := &kinds[i]
+		if !k.offered(l.offers) {
+			read[i] = []Definition{}
+			continue
+		}
+		definitions, err := c.readList(ctx, l, k, loud)
+		switch {
+		case err == nil:
+			read[i] = definitions
+		case i == 0:
+			return nil, err
+		case isListsOwn(err):
+			c.session.log.Warn("list left out", "remote", c.remote.Name, "list", k.many(), "error", err)
+		default:
+			return read, err
+		}
+	}
+	return read, nil
+}
+
+// isListsOwn reports whether a failure is one of that list, which other
+// requests need not share.
+func isListsOwn(err error) bool {
+	failure, ok := errors.AsType[*Failure](err)
+	if !ok {
+		return false
+	}
+	switch failure.Kind {
+	case KindBadAnswer, KindTooLarge, KindTimeout, KindStatus, KindCut:
+		return true
+	}
+	return false
+}
+
+// readList reads all pages of one list.
+func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool) ([]Definition, error) {
 	began := time.Now()
-	reader := toolReader{connection: c, names: map[string]bool{}}
+	reader := listReader{connection: c, kind: k, definitions: []Definition{}, names: map[string]bool{}}
 	cursors := map[string]bool{}
 	params := json.RawMessage("{}")
 	for page := 1; ; page++ {
@@ -57,11 +146,11 @@ func (c *connection) readTools(ctx context.Context, l *link, loud bool) ([]Tool,
 		err := c.wire.authorized(ctx, loud, func() (err error) {
 			ctx, cancel := within(ctx, pageTimeout)
 			defer cancel()
-			result, _, err = c.wire.request(ctx, l.header, c.ids.Add(1), "tools/list", params, c.incoming(l, nil))
+			result, _, err = c.wire.request(ctx, l.header, c.ids.Add(1), k.method, params, c.incoming(l, nil))
 			return err
 		})
 		if refusal, ok := errors.AsType[*ResponseError](err); ok {
-			return nil, c.remote.fail(KindBadAnswer, refusal, "did not list its tools (JSON-RPC error %d). Ask its operator.", refusal.Code)
+			return nil, c.remote.fail(KindBadAnswer, refusal, "did not list its %s (JSON-RPC error %d). Ask its operator.", k.many(), refusal.Code)
 		} else if err != nil {
 			return nil, err
 		}
@@ -74,58 +163,60 @@ func (c *connection) readTools(ctx context.Context, l *link, loud bool) ([]Tool,
 		}
 		if cursors[string(cursor)] {
 			// It would go round for ever; what has been listed is good.
-			c.session.log.Warn("list ended: the remote gave the same cursor twice", "remote", c.remote.Name, "page", page)
+			c.session.log.Warn("list ended: the remote gave the same cursor twice", "remote", c.remote.Name, "list", k.many(), "page", page)
 			break
 		}
 		cursors[string(cursor)] = true
 		if time.Since(began) > listTimeout {
-			return nil, c.remote.fail(KindTimeout, nil, "did not list its tools within %s.", plain(listTimeout))
+			return nil, c.remote.fail(KindTimeout, nil, "did not list its %s within %s.", k.many(), plain(listTimeout))
 		}
 		if page == maxPages || len(cursor) > maxCursor {
-			return nil, c.remote.fail(KindTooLarge, nil, "listed its tools on more than %d pages, or with cursors of more than %d bytes, which is not read.", maxPages, maxCursor)
+			return nil, c.remote.fail(KindTooLarge, nil, "listed its %s on more than %d pages, or with cursors of more than %d bytes, which is not read.", k.many(), maxPages, maxCursor)
 		}
 		params = append(append(json.RawMessage(`{"cursor":`), cursor...), '}')
 	}
 	if more := reader.dropped - maxWarnings; more > 0 {
-		c.session.log.Warn("more tools left out", "remote", c.remote.Name, "count", more)
+		c.session.log.Warn("more "+k.many()+" left out", "remote", c.remote.Name, "count", more)
 	}
-	return reader.tools, nil
+	return reader.definitions, nil
 }
 
-// toolReader collects the tools of a list.
-type toolReader struct {
-	connection *connection
-	tools      []Tool
-	names      map[string]bool
-	size       int
-	seen       int
-	dropped    int
+// listReader collects the definitions of a list.
+type listReader struct {
+	connection  *connection
+	kind        *kind
+	definitions []Definition
+	names       map[string]bool
+	size        int
+	seen        int
+	dropped     int
 }
 
 // page adds one page and returns the cursor of the next, as JSON, or nil.
-func (t *toolReader) page(result json.RawMessage) (cursor json.RawMessage, err error) {
-	r := t.connection.remote
-	values, err := rawjson.Get(result, "tools", "nextCursor")
+func (t *listReader) page(result json.RawMessage) (cursor json.RawMessage, err error) {
+	r, many := t.connection.remote, t.kind.many()
+	noList := fmt.Errorf("a list of %s that is none", many)
+	values, err := rawjson.Get(result, t.kind.member, "nextCursor")
 	if err != nil {
-		return nil, r.badAnswer(errors.New("a member twice in its list of tools"))
+		return nil, r.badAnswer(fmt.Errorf("a member twice in its list of %s", many))
 	}
 	if values[0] == nil || values[0][0] != '[' {
-		return nil, r.badAnswer(errors.New("a list of tools that is none"))
+		return nil, r.badAnswer(noList)
 	}
 	if t.size += len(result); t.size > maxListBytes {
-		return nil, r.fail(KindTooLarge, nil, "listed more than %d MiB of tools, which is not read.", maxListBytes>>20)
+		return nil, r.fail(KindTooLarge, nil, "listed more than %d MiB of %s, which is not read.", maxListBytes>>20, many)
 	}
 	definitions := json.NewDecoder(bytes.NewReader(values[0]))
 	if _, err := definitions.Token(); err != nil {
-		return nil, r.badAnswer(errors.New("a list of tools that is none"))
+		return nil, r.badAnswer(noList)
 	}
 	for definitions.More() {
-		if t.seen++; t.seen > maxTools {
-			return nil, r.fail(KindTooLarge, nil, "listed more than %d tools, which is not read.", maxTools)
+		if t.seen++; t.seen > maxDefinitions {
+			return nil, r.fail(KindTooLarge, nil, "listed more than %d %s, which is not read.", maxDefinitions, many)
 		}
 		var raw json.RawMessage
 		if err := definitions.Decode(&raw); err != nil {
-			return nil, r.badAnswer(errors.New("a list of tools that is none"))
+			return nil, r.badAnswer(noList)
 		}
 		t.add(raw)
 	}
@@ -137,43 +228,47 @@ func (t *toolReader) page(result json.RawMessage) (cursor json.RawMessage, err e
 }
 
 // add adds one definition, or drops it alone.
-func (t *toolReader) add(raw json.RawMessage) {
-	tool, problem := readTool(raw)
-	if problem == "" && t.names[tool.Name] {
-		problem = "the remote lists this name twice; the first one counts"
+func (t *listReader) add(raw json.RawMessage) {
+	d, problem := t.kind.read(raw)
+	if problem == "" && t.names[d.Name] {
+		problem = "the remote lists this " + t.kind.key + " twice; the first one counts"
 	}
 	if problem == "" {
-		t.names[tool.Name] = true
-		t.tools = append(t.tools, tool)
+		t.names[d.Name] = true
+		t.definitions = append(t.definitions, d)
 		return
 	}
 	if t.dropped++; t.dropped <= maxWarnings {
-		t.connection.session.log.Warn("tool left out", "remote", t.connection.remote.Name, "tool", shown(tool.Name), "reason", problem)
+		t.connection.session.log.Warn(t.kind.one+" left out", "remote", t.connection.remote.Name, t.kind.one, shown(d.Name), "reason", problem)
 	}
 }
 
-// readTool checks as much of a definition as the gateway relies on. The bytes
-// are valid JSON already.
-func readTool(raw json.RawMessage) (t Tool, problem string) {
+// read checks as much of a definition as the gateway relies on. The bytes are
+// valid JSON already.
+func (k *kind) read(raw json.RawMessage) (d Definition, problem string) {
 	if raw[0] != '{' {
-		return Tool{}, "its definition is not an object"
+		return Definition{}, "its definition is not an object"
 	}
-	values, err := rawjson.Get(raw, "name", "inputSchema", "description")
+	values, err := rawjson.Get(raw, k.key, "inputSchema", "description")
 	if err != nil {
-		return Tool{}, "its definition has a member twice"
+		return Definition{}, "its definition has a member twice"
 	}
 	name, ok := rawjson.String(values[0])
-	t = Tool{Name: name, Raw: raw}
+	d = Definition{Name: name, Raw: raw}
+	longest := maxToolName
+	if k.key != "name" {
+		longest = maxURI
+	}
 	switch {
 	case !ok || name == "":
-		return t, "it has no name"
-	case len(name) > maxToolName:
-		return t, "its name is too long"
-	case values[1] == nil || values[1][0] != '{':
-		return t, "its inputSchema is not an object"
+		return d, "it has no " + k.key
+	case len(name) > longest:
+		return d, "its " + k.key + " is too long"
+	case k.schema && (values[1] == nil || values[1][0] != '{'):
+		return d, "its inputSchema is not an object"
 	case rawjson.Depth(raw) > maxDepth:
-		return t, "its definition is nested too deep"
+		return d, "its definition is nested too deep"
 	}
-	t.Description, _ = rawjson.String(values[2])
-	return t, ""
+	d.Description, _ = rawjson.String(values[2])
+	return d, ""
 }

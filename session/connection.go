@@ -64,7 +64,8 @@ type connection struct {
 type link struct {
 	header       http.Header // of each request; never changed
 	version      string
-	tools        bool // the remote has tools to list
+	offers       Capabilities
+	level        atomic.Pointer[string] // the log level that it was told, nil for none
 	server       string
 	build        string // the server's version of itself
 	instructions string
@@ -114,10 +115,16 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		if err != nil {
 			return nil, err
 		}
+		c.leveled(ctx, l)
 		id := c.ids.Add(1)
+		outgoing, token, err := remint(params, id)
+		if err != nil {
+			return nil, err
+		}
+		in := c.incoming(l, progressing(notify, id, token))
 		var result json.RawMessage
 		err = c.wire.authorized(ctx, true, func() (err error) {
-			result, _, err = c.wire.request(ctx, l.header, id, method, params, c.incoming(l, notify))
+			result, _, err = c.wire.request(ctx, l.header, id, method, outgoing, in)
 			return err
 		})
 		switch {
@@ -301,7 +308,7 @@ func (c *connection) dial(a *attempt) {
 		err = errStale
 	case err == nil:
 		c.link = l
-		c.catalog.Instructions = l.instructions
+		c.catalog.Instructions, c.catalog.Offers = l.instructions, l.offers
 		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
 		// Before anybody can see the link, so that none is seen unlisted. Quietly:
 		// the caller that dialed may not need the list.
@@ -416,11 +423,13 @@ func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, err
 	}
 	l := &link{version: version, header: r.requestHeader()}
 	if values[1] != nil && values[1][0] == '{' {
-		capabilities, err := rawjson.Get(values[1], "tools")
+		capabilities, err := rawjson.Get(values[1], "tools", "prompts", "resources", "completions", "logging")
 		if err != nil {
 			return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
 		}
-		l.tools = capabilities[0] != nil && capabilities[0][0] == '{'
+		for i, declared := range []*bool{&l.offers.Tools, &l.offers.Prompts, &l.offers.Resources, &l.offers.Completions, &l.offers.Logging} {
+			*declared = capabilities[i] != nil && capabilities[i][0] == '{'
+		}
 	}
 	if values[2] != nil && values[2][0] == '{' {
 		if info, err := rawjson.Get(values[2], "name", "version"); err == nil {
@@ -451,10 +460,13 @@ func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, err
 func (c *connection) incoming(l *link, notify func(string, json.RawMessage)) incoming {
 	return incoming{
 		notify: func(method string, params json.RawMessage) {
-			if method == "notifications/tools/list_changed" {
+			switch method {
+			case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
 				c.changed()
-			} else if notify != nil {
-				notify(method, params)
+			default:
+				if notify != nil {
+					notify(method, params)
+				}
 			}
 		},
 		request: func(id json.RawMessage, method string) {
@@ -520,7 +532,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
-	tools, err := c.readTools(c.session.ctx, a.link, a.loud)
+	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
 		err = c.remote.gone()
 	}
@@ -537,10 +549,8 @@ func (c *connection) list(a *attempt) {
 	}
 	news := c.settleLocked(err)
 	changed := news && err == nil
-	if err == nil && !(c.catalog.Known && sameTools(c.catalog.Tools, tools)) {
-		c.catalog.Tools, c.catalog.Known = tools, true
-		c.catalog.Generation++
-		c.status.Tools = len(tools)
+	if read != nil && c.catalog.update(read) {
+		c.status.Tools = len(c.catalog.Tools)
 		changed = true
 	}
 	if c.relist && c.link == a.link {
@@ -560,7 +570,7 @@ func (c *connection) list(a *attempt) {
 	}
 	c.remote.recovery.leave(c)
 	if news {
-		c.session.log.Info("remote connected", "remote", c.remote.Name, "tools", len(tools))
+		c.session.log.Info("remote connected", "remote", c.remote.Name, "tools", len(read[0]))
 	}
 }
 
@@ -570,7 +580,7 @@ func isLost(err error) bool {
 	return ok && (failure.Kind == KindSessionGone || failure.Kind == KindUnreachable || failure.Kind == KindBlocked)
 }
 
-// changed has the tools listed again: the remote says that they have changed.
+// changed has all lists read again: the remote says that one has changed.
 func (c *connection) changed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -691,7 +701,9 @@ func (c *connection) disconnect() {
 func (c *connection) currentCatalog() Catalog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.catalog
+	catalog := c.catalog
+	catalog.Connected = c.link != nil
+	return catalog
 }
 
 // takeLink takes the link away, for good.

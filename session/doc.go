@@ -20,8 +20,8 @@
 //     connection is as good as before.
 //   - A remote that forgot the MCP session (404) has not executed the request,
 //     so there is a new one and the request is repeated, once.
-//   - catalog.go reads tools/list page by page and drops definitions that
-//     cannot be used, one by one.
+//   - catalog.go reads the lists that the remote declares to have page by page
+//     and drops definitions that cannot be used, one by one.
 //   - errors.go says in one sentence what went wrong. Remotes' own texts stay
 //     in [ResponseError], for the client that asked, and in no log.
 //   - Whoever finds a remote down waits in recovery.go: one loop for each

@@ -43,6 +43,7 @@ type Session struct {
 	cancel      context.CancelCauseFunc
 	connections []*connection // in config order
 	byName      map[string]*connection
+	level       atomic.Pointer[string] // of log messages, nil: each remote's own choice
 
 	mu       sync.Mutex // guards closed and watchers
 	closed   bool
@@ -76,8 +77,10 @@ func (s *Session) Principal() auth.Principal { return s.principal }
 
 // Call sends one request to a remote and returns its result, byte for byte.
 // Params must be valid JSON, an object, or nil for none; they are sent as they
-// are. Notifications that belong to the request are given to notify, in order,
-// before Call returns; it may be nil, and must not wait for Close.
+// are, but for a progress token, which the remote gets another one for.
+// Notifications that belong to the request are given to notify, in order and
+// with the progress token of params, before Call returns; it may be nil, and
+// must not wait for Close.
 //
 // The error is a [*ResponseError] if the remote answered with one; it has a
 // [*auth.RequiredError] in it if somebody must sign in first, an [*auth.Error]

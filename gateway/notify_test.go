@@ -1,0 +1,121 @@
+package gateway
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth/authtest"
+)
+
+// chattyRemote reports progress and logs at every level in each call.
+func chattyRemote(t *testing.T) *plainRemote {
+	r := newPlainRemote(t, `{"tools":{},"logging":{}}`, map[string]string{
+		"tools/list": `{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}`,
+		"tools/call": `{"content":[]}`, "logging/setLevel": `{}`,
+	})
+	r.events = map[string][]string{"tools/call": {
+		`"method":"notifications/progress","params":{"progressToken":$TOKEN,"progress":1.0}`,
+		`"method":"notifications/message","params":{"level":"debug","data":1.0}`,
+		`"method":"notifications/message","params":{"level":"error","data":2.0}`,
+		`"method":"notifications/unknown","params":{}`,
+		`"method":"notifications/progress","params":{"progressToken":$TOKEN,"progress":9007199254740993}`,
+	}}
+	return r
+}
+
+const (
+	gotProgress1 = `"method":"notifications/progress","params":{"progressToken":"same","progress":1.0}`
+	gotProgress2 = `"method":"notifications/progress","params":{"progressToken":"same","progress":9007199254740993}`
+	gotDebug     = `"method":"notifications/message","params":{"level":"debug","data":1.0}`
+	gotError     = `"method":"notifications/message","params":{"level":"error","data":2.0}`
+)
+
+// relayed checks what came on a call's stream before its result.
+func relayed(t *testing.T, c *plainClient, members string, want ...string) {
+	t.Helper()
+	got := c.messages("tools/call", `"name":"r_t"`+members)
+	if len(got) != len(want)+1 || !strings.Contains(got[len(got)-1], `"result"`) {
+		t.Fatalf("got %d messages, want %d:\n%s", len(got), len(want)+1, strings.Join(got, "\n"))
+	}
+	for i, w := range want {
+		if !strings.Contains(got[i], w) {
+			t.Errorf("message %d: got %s, want %s", i, got[i], w)
+		}
+	}
+}
+
+// TestNotificationsReachTheCaller: in order, before the result, with the
+// caller's token, at the caller's level; all clients are one principal's and
+// use the same token.
+func TestNotificationsReachTheCaller(t *testing.T) {
+	remote := chattyRemote(t)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	const token = `,"_meta":{"progressToken":"same"}`
+	unset := newPlainClient(t, g.url, "{}", false)
+	quiet := newPlainClient(t, g.url, "{}", false)
+	modern := newPlainClient(t, g.url, "{}", true)
+	unset.call("tools/list", "")
+	if got := quiet.call("logging/setLevel", `"level":"error"`); got != "{}" {
+		t.Fatal(got)
+	}
+	if got := quiet.call("logging/setLevel", `"level":"loud"`); !strings.HasPrefix(got, "-32602") {
+		t.Error(got)
+	}
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() { relayed(t, unset, token, gotProgress1, gotDebug, gotError, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, token, gotProgress1, gotError, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, "", gotError) })
+		wg.Go(func() { relayed(t, modern, "") })
+	}
+	wg.Wait()
+	if got, want := remote.got("logging/setLevel"), `{"level":"error"}`; got != want {
+		t.Errorf("the remote was told %s, want %s", got, want)
+	}
+	// One that wants more is served, and does not burden the others.
+	const wants = `,"_meta":{"progressToken":"same","io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},"io.modelcontextprotocol/logLevel":%q}`
+	modern.bare = true
+	relayed(t, modern, fmt.Sprintf(wants, "debug"), gotProgress1, gotDebug, gotError, gotProgress2)
+	relayed(t, modern, fmt.Sprintf(wants, "critical"), gotProgress1, gotProgress2)
+	if got, want := remote.got("logging/setLevel"), `{"level":"debug"}`; got != want {
+		t.Errorf("the remote was told %s, want %s", got, want)
+	}
+	relayed(t, quiet, "", gotError)
+}
+
+// TestProgressOfGatewayCallTool: the indirect call reports like the direct one.
+func TestProgressOfGatewayCallTool(t *testing.T) {
+	g := newFront(t, servers("r", chattyRemote(t).URL))
+	c := newPlainClient(t, g.url, "{}", false)
+	c.call("tools/list", "")
+	got := c.messages("tools/call", `"name":"gateway_call_tool","arguments":{"name":"r_t"},"_meta":{"progressToken":"same"}`)
+	if len(got) != 5 || !strings.Contains(got[0], gotProgress1) || !strings.Contains(got[3], gotProgress2) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestLevelsAreForgotten: a client that has gone leaves nothing.
+func TestLevelsAreForgotten(t *testing.T) {
+	g := newFront(t, strings.TrimSuffix(servers("r", chattyRemote(t).URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	//lint:ignore SA1019 it is what the test is about
+	if err := client.SetLoggingLevel(t.Context(), &mcp.SetLoggingLevelParams{Level: "debug"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, v := range g.views {
+		v.levels.mu.Lock()
+		if n := len(v.levels.wanted); n != 0 {
+			t.Errorf("%d levels are left", n)
+		}
+		v.levels.mu.Unlock()
+	}
+}

@@ -1,0 +1,133 @@
+package session
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func TestRemint(t *testing.T) {
+	for _, tt := range []struct{ in, out, token string }{
+		{``, ``, ``},
+		{`{"name":"x"}`, `{"name":"x"}`, ``},
+		{`{"_meta":{"progressToken":"t","n":1.0},"name":"x"}`, `{"_meta":{"progressToken":7,"n":1.0},"name":"x"}`, `"t"`},
+		{`{"_meta":{"progressToken":9007199254740993}}`, `{"_meta":{"progressToken":7}}`, `9007199254740993`},
+		{`{"arguments":{"progressToken":1}}`, `{"arguments":{"progressToken":1}}`, ``},
+		{`{"_meta":null,"progressToken":1}`, `{"_meta":null,"progressToken":1}`, ``},
+	} {
+		out, token, err := remint(json.RawMessage(tt.in), 7)
+		if err != nil || string(out) != tt.out || string(token) != tt.token {
+			t.Errorf("%s: got %s, %s, %v", tt.in, out, token, err)
+		}
+	}
+	for _, in := range []string{`{"_meta":{"progressToken":1,"progressToken":2}}`, `{"_meta":{},"_meta":{"progressToken":2}}`} {
+		if out, _, err := remint(json.RawMessage(in), 7); err == nil {
+			t.Errorf("%s: got %s", in, out)
+		}
+	}
+}
+
+// TestProgress: each caller gets the progress of its own call, with its own
+// token, before the result; a foreign or unasked token is dropped.
+func TestProgress(t *testing.T) {
+	f := newFake(t)
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		var params struct {
+			Meta struct{ ProgressToken json.RawMessage } `json:"_meta"`
+		}
+		if err := json.Unmarshal(m.Params, &params); err != nil {
+			t.Error(err)
+		}
+		own := string(params.Meta.ProgressToken)
+		if own == "" {
+			own = string(m.ID)
+		}
+		for i, token := range []string{own, `"same"`, own, "0", own} {
+			fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{\"progressToken\":%s,\"progress\":%d.0}}\n\n", token, i)
+		}
+		fmt.Fprint(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{\"level\":\"info\",\"data\":1.0}}\n\n")
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{}}\n\n", m.ID)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	var wg sync.WaitGroup
+	for _, tt := range []struct{ params, want string }{
+		{`{"_meta":{"progressToken":"same"}}`, `{"progressToken":"same","progress":0.0}{"progressToken":"same","progress":2.0}{"progressToken":"same","progress":4.0}{"level":"info","data":1.0}`},
+		{`{"_meta":{"progressToken":1e2}}`, `{"progressToken":1e2,"progress":0.0}{"progressToken":1e2,"progress":2.0}{"progressToken":1e2,"progress":4.0}{"level":"info","data":1.0}`},
+		{`{}`, `{"level":"info","data":1.0}`},
+	} {
+		for range 10 {
+			wg.Go(func() {
+				var got strings.Builder
+				_, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(tt.params), func(_ string, params json.RawMessage) { got.Write(params) })
+				if err != nil || got.String() != tt.want {
+					t.Errorf("%s: got %s, %v", tt.params, got.String(), err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	seen := map[string]bool{}
+	for _, m := range f.requests("tools/call") {
+		if token := string(m.Params); token != "{}" && seen[token] {
+			t.Errorf("the remote got %s twice", token)
+		} else {
+			seen[token] = true
+		}
+	}
+}
+
+// TestLogLevel: a remote that declares logging is told before its next call,
+// once, and again on a new link; another is not.
+func TestLogLevel(t *testing.T) {
+	logging, silent := newFake(t), newFake(t)
+	logging.declaring(`{"tools":{},"logging":{}}`)
+	logging.result("logging/setLevel", `{}`)
+	s := open(t, newRemoteFor(t, "logging", logging.URL), newRemoteFor(t, "silent", silent.URL))
+	settled(t, s)
+	call := func() {
+		t.Helper()
+		for _, remote := range []string{"logging", "silent"} {
+			if _, err := s.Call(t.Context(), remote, "tools/call", nil, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	call()
+	s.SetLogLevel("debug")
+	call()
+	call()
+	logging.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		if m.Header.Get("Mcp-Session-Id") == "s1" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		answer(w, m, "{}")
+	})
+	logging.handle("initialize", func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.Header().Set("Mcp-Session-Id", "s2")
+		answer(w, m, strings.Replace(initialized, `"tools":{}`, `"tools":{},"logging":{}`, 1))
+	})
+	call()
+	// A remote that refuses is not asked again, and the call is none the worse.
+	logging.handle("logging/setLevel", func(w http.ResponseWriter, _ *http.Request, _ received) {
+		w.WriteHeader(http.StatusInternalServerError)
+	})
+	s.SetLogLevel("error")
+	call()
+	call()
+	var got []string
+	for _, m := range logging.requests("logging/setLevel") {
+		got = append(got, m.Header.Get("Mcp-Session-Id")+string(m.Params))
+	}
+	if got, want := strings.Join(got, " "), `s1{"level":"debug"} s2{"level":"debug"} s2{"level":"error"}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if n := len(silent.requests("logging/setLevel")); n != 0 {
+		t.Errorf("%d to a remote that does not log", n)
+	}
+}
