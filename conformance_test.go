@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// conformanceDriver is the client that the official conformance suite tests:
+// the gateway in front of the suite's server, and this in place of the person
+// and their assistant. The suite runs it as `conformance-driver URL`; .ci/conformance
+// puts it under that name.
+func conformanceDriver() {
+	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+	defer cancel()
+	if err := drive(ctx, os.Args[len(os.Args)-1]); err != nil {
+		fmt.Fprintln(os.Stderr, "conformance-driver:", err)
+		os.Exit(1)
+	}
+}
+
+func drive(ctx context.Context, server string) error {
+	gateway, stop, err := driveGateway(ctx, server)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	scenario := os.Getenv("MCP_CONFORMANCE_SCENARIO")
+	if !strings.HasPrefix(scenario, "auth/") {
+		everything := exec.CommandContext(ctx, os.Getenv("EVERYTHING_CLIENT"), gateway)
+		everything.Stdout, everything.Stderr = os.Stdout, os.Stderr
+		return everything.Run()
+	}
+	client := mcp.NewClient(&mcp.Implementation{Name: "conformance-driver", Version: "1"}, nil)
+	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: gateway}, &mcp.ClientSessionOptions{ProtocolVersion: "2025-11-25"})
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	// The person: opens each link that a call brings, at most four times.
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		return err
+	}
+	browser := &http.Client{Jar: jar, Timeout: 10 * time.Second}
+	var said string
+	for range 5 {
+		result, err := session.CallTool(ctx, &mcp.CallToolParams{Name: "test-tool", Arguments: map[string]any{}})
+		if err != nil {
+			return err
+		}
+		if !result.IsError {
+			return nil
+		}
+		if said = result.Content[0].(*mcp.TextContent).Text; len(said) > 500 {
+			said = said[:500]
+		}
+		link := regexp.MustCompile(`http\S+/connect/[A-Z0-9]+`).FindString(said)
+		if link == "" {
+			return fmt.Errorf("the call failed: %s", said)
+		}
+		resp, err := browser.Get(link)
+		if err != nil {
+			return err
+		}
+		page, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("the sign-in ended at %d: %s", resp.StatusCode, regexp.MustCompile(`<h1>[^<]*|<p[^<]*`).FindAll(page, 2))
+		}
+	}
+	return fmt.Errorf("still asked to sign in: %s", said)
+}
+
+// driveGateway starts the gateway in front of the suite's server.
+func driveGateway(ctx context.Context, server string) (endpoint string, stop func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	auth := map[string]any{}
+	var given struct {
+		ClientID     string `json:"client_id"`
+		ClientSecret string `json:"client_secret"`
+	}
+	if raw := os.Getenv("MCP_CONFORMANCE_CONTEXT"); raw != "" && json.Unmarshal([]byte(raw), &given) == nil && given.ClientID != "" {
+		auth["clientId"], auth["clientSecret"] = given.ClientID, given.ClientSecret
+	}
+	config, err := json.Marshal(map[string]any{
+		"mcpServers": map[string]any{"r": map[string]any{"url": server, "prefix": "", "auth": auth}},
+		"gateway": map[string]any{
+			"listen": "localhost:" + port, "publicUrl": "http://localhost:" + port, "sessions": "shared",
+			"oauth": map[string]any{"clientMetadataUrl": "https://conformance-test.local/client-metadata.json"},
+		},
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	dir, err := os.MkdirTemp("", "conformance")
+	if err != nil {
+		return "", nil, err
+	}
+	file := filepath.Join(dir, "gatehouse.json")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		return "", nil, err
+	}
+	gw := exec.CommandContext(ctx, "gatehouse", "serve", "--config", file, "--log-level", "debug")
+	gw.Stderr = os.Stderr
+	if err := gw.Start(); err != nil {
+		return "", nil, err
+	}
+	stop = func() {
+		gw.Process.Signal(os.Interrupt)
+		gw.Wait()
+		os.RemoveAll(dir)
+	}
+	base := &url.URL{Scheme: "http", Host: "localhost:" + port}
+	for ctx.Err() == nil {
+		resp, err := http.Get(base.String() + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+			return base.String() + "/mcp", stop, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	stop()
+	return "", nil, ctx.Err()
+}
