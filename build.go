@@ -82,7 +82,7 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 	}
 	clients, err := guard.New(g)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("gateway.ca: %w", err)}
+		return nil, usageError{fmt.Errorf("gateway.ca and gateway.proxy: %w", err)}
 	}
 	return clients, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 
 	"gatehouse/demo"
@@ -20,6 +21,8 @@ func (c *command) demo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The provider's library logs to the default.
+	slog.SetDefault(log)
 	behind, err := demo.Start(ctx, demo.Config{Log: log})
 	if err != nil {
 		return fmt.Errorf("starting the demo's provider and remote: %w", err)

@@ -335,19 +335,24 @@ func (w *walk) withoutDocument(ctx context.Context) (*discovered, error) {
 	return found, nil
 }
 
+// warnDefaults says once for each remote that a sign-in goes by endpoints that
+// nobody published.
+func (d *discoverer) warnDefaults(remote string) {
+	d.mu.Lock()
+	again := d.warned[remote]
+	d.warned[remote] = true
+	d.mu.Unlock()
+	if !again {
+		d.log.Warn("remote publishes no OAuth metadata; assuming the default endpoints of MCP 2025-03-26, without knowing that its server does PKCE", "remote", remote)
+	}
+}
+
 // defaultEndpoints: MCP 2025-03-26, authorization section 2.3.3: "For servers
 // that do not implement OAuth 2.0 Authorization Server Metadata, clients MUST
 // use the following default endpoint paths relative to the authorization base
 // URL".
 func (w *walk) defaultEndpoints(base string) *discovered {
 	w.step(Step{What: "default endpoints of MCP 2025-03-26", URL: base, OK: true, Note: "assumed, since nothing is published; PKCE is used without knowing that the server checks it"})
-	w.mu.Lock()
-	again := w.warned[w.r.Name]
-	w.warned[w.r.Name] = true
-	w.mu.Unlock()
-	if !again {
-		w.log.Warn("remote publishes no OAuth metadata; assuming the default endpoints of MCP 2025-03-26, without knowing that its server does PKCE", "remote", w.r.Name)
-	}
 	return &discovered{
 		Issuer:                base,
 		AuthorizationEndpoint: base + "/authorize",

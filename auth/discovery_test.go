@@ -568,7 +568,12 @@ func TestDefaultEndpoints(t *testing.T) {
 				found.TokenEndpoint != s.URL+"/token" || found.RegistrationEndpoint != s.URL+"/register" {
 				t.Errorf("%d: found %+v", code, found)
 			}
+			if strings.Contains(log.String(), "level=WARN") {
+				t.Errorf("%d: looking alone warns", code)
+			}
 		}
+		d.warnDefaults(r.Name)
+		d.warnDefaults(r.Name)
 		if n := strings.Count(log.String(), "level=WARN"); n != 1 {
 			t.Errorf("%d: %d warnings, want 1: %s", code, n, log.String())
 		}

@@ -181,6 +181,9 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 		// Endpoints guessed by the rules of 2025-03-26 are no offer.
 		return nil, ErrNoSignIn
 	}
+	if d.NoPKCEMetadata {
+		b.discoverer.warnDefaults(r.Name)
+	}
 	if err := b.checkIssuer(ctx, k, r, d.Issuer); err != nil {
 		return nil, err
 	}
