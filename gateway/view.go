@@ -15,8 +15,9 @@ import (
 	"gatehouse/session"
 )
 
-// listWait is how long a client waits for remotes that have not answered yet.
-// What comes later is announced by list_changed.
+// listWait is how long after a view has been opened its clients wait for
+// remotes that have not answered yet. What comes later is announced by
+// list_changed.
 const listWait = 1500 * time.Millisecond
 
 // view is what one principal sees through the gateway: its session, the
@@ -26,6 +27,7 @@ type view struct {
 	g         *Gateway
 	principal auth.Principal
 	session   *session.Session
+	opened    time.Time
 	server    *mcp.Server
 	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
@@ -45,7 +47,7 @@ type view struct {
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s, announced: nothing, waiting: map[string]bool{}}
+	v := &view{g: g, principal: p, session: s, opened: time.Now(), announced: nothing, waiting: map[string]bool{}}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id
@@ -90,7 +92,7 @@ func (v *view) close() {
 // list returns the merged catalog, having waited a moment for the remotes that
 // have not answered yet.
 func (v *view) list(ctx context.Context) *merged {
-	ctx, cancel := context.WithTimeout(ctx, listWait)
+	ctx, cancel := context.WithDeadline(ctx, v.opened.Add(listWait))
 	defer cancel()
 	v.session.Catalogs(ctx)
 	return v.now()
