@@ -334,6 +334,9 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 		}
 		return nil, internalError(k.remote, fmt.Errorf("reading a grant: %w", err))
 	}
+	h.mu.Lock()
+	h.seenAt = b.now()
+	h.mu.Unlock()
 	return h, nil
 }
 
