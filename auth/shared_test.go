@@ -442,3 +442,24 @@ func TestSignInElsewhereAfterARefusal(t *testing.T) {
 		t.Errorf("token %q", got)
 	}
 }
+
+// A caller who has given up has not looked for a sign-out elsewhere: the next
+// one does.
+func TestCallerWhoGaveUpDoesNotLook(t *testing.T) {
+	w := newFileWorld(t, 1)
+	w.signIn(auth.Local, "r0")
+	other := w.elsewhere()
+	other.token(auth.Local, "r0")
+	if _, err := w.SignOut(t.Context(), auth.Local, "r0"); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.Advance(10 * time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := other.Authorizer(auth.Local, "r0").Token(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %v", err)
+	}
+	if other.token(auth.Local, "r0") != "" {
+		t.Error("the sign-out is not seen")
+	}
+}
