@@ -28,8 +28,12 @@
 //     flight per grant, everybody waiting under their own context.
 //
 // A state carries nothing: it is 256 random bits, stored as a hash, good for one
-// use in ten minutes. What a flow needs stays in the store (memory.go), which
-// is told of every change before the change counts.
+// use in ten minutes. What a flow needs stays in the [Store], which is told of
+// every change before the change counts. [Memory] (memory.go) ends with the
+// process. [File] (file.go, with its seals in seal.go and its locks in lock.go)
+// is a directory that outlives it and that other processes use as well: then a
+// refresh takes a lease, so that each refresh token is redeemed by one of them,
+// and what the others change is looked up again.
 //
 // Failures of the authorization server never cost a grant: only its own
 // invalid_grant, the user, or a change in the config ends one.

@@ -279,19 +279,21 @@ func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold 
 	if fresh {
 		return h
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTime)
+	look, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
 	if unsaved {
-		b.saveAgain(ctx, h)
+		b.saveAgain(look, h)
 	}
-	g, version, err := b.readGrant(ctx, h.key)
+	g, version, err := b.readGrant(look, h.key)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		b.forget(h.key)
 		return nil
 	case err == nil:
 		h.set(g, version)
-	case ctx.Err() == nil:
+	case ctx.Err() != nil:
+		return h // nobody has looked
+	default: // also after storeTime: a store that hangs is not waited for at each call
 		b.log.WarnContext(ctx, "looking for changes of a grant failed: what was held is used on",
 			"remote", h.key.remote, "principal", h.key.principal, "error", err)
 	}
@@ -334,6 +336,9 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 		}
 		return nil, internalError(k.remote, fmt.Errorf("reading a grant: %w", err))
 	}
+	h.mu.Lock()
+	h.seenAt = b.now()
+	h.mu.Unlock()
 	return h, nil
 }
 

@@ -399,3 +399,67 @@ func TestRestartDuringASignIn(t *testing.T) {
 		t.Errorf("%d registrations, want 1", n)
 	}
 }
+
+// A process whose memory is too fresh to be looked up again finds the note of a
+// lost answer when it comes to refresh itself.
+func TestLostAnswerUnknownElsewhere(t *testing.T) {
+	w := newFileWorld(t, 1)
+	w.p.set(func() { w.p.rotate, w.p.lives = true, 3 })
+	w.signIn(auth.Local, "r0")
+	other := w.elsewhere()
+	first := other.token(auth.Local, "r0")
+	w.p.set(func() { w.p.token = w.p.drop(true) })
+	w.clock.Advance(2900 * time.Millisecond)
+	w.token(auth.Local, "r0")
+	eventually(t, "the refresh without an answer", func() bool { return logLines(w.world, "refresh failed") == 1 })
+	if other.token(auth.Local, "r0") != first {
+		t.Error("the token that lives is not used")
+	}
+	if _, err := other.SignOut(t.Context(), auth.Local, "r0"); err != nil { // which waits for what that began
+		t.Fatal(err)
+	}
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+}
+
+// A token that nothing refreshes is replaced by a sign-in elsewhere, which a
+// 401 here finds.
+func TestSignInElsewhereAfterARefusal(t *testing.T) {
+	w := newFileWorld(t, 1)
+	w.p.set(func() { w.p.noRefresh = true })
+	w.signIn(auth.Local, "r0")
+	other := w.elsewhere()
+	first := other.token(auth.Local, "r0")
+	if _, err := w.SignOut(t.Context(), auth.Local, "r0"); err != nil {
+		t.Fatal(err)
+	}
+	w.signIn(auth.Local, "r0")
+	if err := other.Authorizer(auth.Local, "r0").Renew(t.Context(), w.unauthorized("r0", first)); err != nil {
+		t.Errorf("the sign-in elsewhere is not found: %v", err)
+	}
+	if got := other.token(auth.Local, "r0"); got == first || got == "" {
+		t.Errorf("token %q", got)
+	}
+}
+
+// A caller who has given up has not looked for a sign-out elsewhere: the next
+// one does.
+func TestCallerWhoGaveUpDoesNotLook(t *testing.T) {
+	w := newFileWorld(t, 1)
+	w.signIn(auth.Local, "r0")
+	other := w.elsewhere()
+	other.token(auth.Local, "r0")
+	if _, err := w.SignOut(t.Context(), auth.Local, "r0"); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.Advance(10 * time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := other.Authorizer(auth.Local, "r0").Token(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %v", err)
+	}
+	if other.token(auth.Local, "r0") != "" {
+		t.Error("the sign-out is not seen")
+	}
+}
