@@ -30,6 +30,7 @@ type view struct {
 	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
 	levels    logLevels
+	subs      subscriptions
 
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
@@ -46,6 +47,7 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 		}
 		return uuid.NewString()
 	})
+	s.OnUpdated(v.resourceUpdated)
 	v.unwatch = s.OnChange(func() {
 		v.dirty.Store(true)
 		v.announceChange()
@@ -56,17 +58,22 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 // nothing is what a client knows that has been told of nothing.
 var nothing = merge(nil, nil, nil, nil)
 
-// announceChange tells the clients what has changed. Of the tools it says so
-// whenever a remote has come to be connected too: a call that failed before may
-// work now. One call at a time, as the session promises.
+// announceChange tells the clients which lists have changed. Where none has, a
+// remote has come to be connected: a call that failed before may work now, and
+// a list of tools is what makes clients look again. One call at a time, as the
+// session promises.
 func (v *view) announceChange() {
 	m, before := v.now(), v.announced
 	v.announced = m
-	announce(v.server, announcement{
-		tools:     true,
+	changed := announcement{
+		tools:     !bytes.Equal(m.tools.list, before.tools.list),
 		prompts:   !bytes.Equal(m.prompts.list, before.prompts.list),
 		resources: !bytes.Equal(m.resources.list, before.resources.list) || !bytes.Equal(m.templates.list, before.templates.list),
-	})
+	}
+	if changed == (announcement{}) {
+		changed.tools = true
+	}
+	announce(v.server, changed)
 }
 
 func (v *view) close() {
