@@ -34,7 +34,7 @@ type view struct {
 
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
-	dirty    atomic.Bool // a catalog has changed since current was made
+	changes  atomic.Uint64 // how often a catalog has changed
 
 	announced *merged // what the clients were last told of; announceChange's own
 }
@@ -49,7 +49,7 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 	})
 	s.OnUpdated(v.resourceUpdated)
 	v.unwatch = s.OnChange(func() {
-		v.dirty.Store(true)
+		v.changes.Add(1)
 		v.announceChange()
 	})
 	return v
@@ -94,18 +94,31 @@ func (v *view) list(ctx context.Context) *merged {
 
 // now returns the merged catalog without waiting for anybody.
 func (v *view) now() *merged {
-	if m := v.current.Load(); m != nil && !v.dirty.Load() {
+	if m := v.current.Load(); m != nil && m.changes == v.changes.Load() {
 		return m
 	}
+	return v.latest()
+}
+
+// latest is now for those who know better than to believe that nothing has
+// changed: a change is in the catalog before it is told.
+func (v *view) latest() *merged {
 	v.building.Lock()
 	defer v.building.Unlock()
-	// Cleared before the catalogs are read: a change in between is seen next time.
-	v.dirty.Store(false)
+	// Read before the catalogs are: a change in between is seen next time.
+	changes := v.changes.Load()
 	catalogs := v.session.Catalogs(ended)
-	if m := v.current.Load(); m != nil && slices.Equal(m.key, generations(catalogs)) {
+	m := v.current.Load()
+	switch {
+	case m == nil || !slices.Equal(m.key, generations(catalogs)):
+		m = merge(catalogs, v.g.names, v.g.filters, v.g.log)
+	case m.changes == changes:
 		return m
+	default:
+		same := *m
+		m = &same
 	}
-	m := merge(catalogs, v.g.names, v.g.filters, v.g.log)
+	m.changes = changes
 	v.current.Store(m)
 	return m
 }
