@@ -81,7 +81,7 @@ func withURI(object json.RawMessage, uri string) (json.RawMessage, error) {
 // by the resources that are listed, then by the templates. Other URIs are good
 // too, as far as the protocol goes; they can only go where there is no choice.
 func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, original string, err error) {
-	m := c.view.now()
+	m := c.view.latest()
 	if e, ok := m.resources.lookup(uri); ok {
 		return e.remote, e.original, nil
 	}
@@ -216,7 +216,7 @@ func (g *Gateway) complete(ctx context.Context, c caller, params json.RawMessage
 			return nil, invalid
 		}
 		original := uri
-		if t, ok := c.view.now().templates.lookup(uri); ok {
+		if t, ok := c.view.latest().templates.lookup(uri); ok {
 			remote, original = t.remote, t.original
 		} else if remote, original, err = g.ownerOf(ctx, c, uri); err != nil {
 			return nil, err

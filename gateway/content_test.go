@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,6 +33,8 @@ type plainRemote struct {
 	mu      sync.Mutex
 	results map[string]string   // by method: the whole result, or an error object after "!"
 	params  map[string]string   // by method: as last received
+	say     chan string         // nil: no event stream
+	opened  chan struct{}       // gets something when it is opened
 	events  map[string][]string // by method: sent before the result; $TOKEN is the request's progress token
 }
 
@@ -55,6 +58,10 @@ func (r *plainRemote) got(method string) string {
 }
 
 func (r *plainRemote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if req.Method == http.MethodGet {
+		r.stream(w, req)
+		return
+	}
 	var m struct {
 		ID     json.RawMessage `json:"id"`
 		Method string          `json:"method"`
@@ -92,6 +99,25 @@ func (r *plainRemote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":%s}`, m.ID, failure)
 	default:
 		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":%s}`, m.ID, result)
+	}
+}
+
+func (r *plainRemote) stream(w http.ResponseWriter, req *http.Request) {
+	if r.say == nil {
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.(http.Flusher).Flush()
+	r.opened <- struct{}{}
+	for {
+		select {
+		case event := <-r.say:
+			fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",%s}\n\n", event)
+			w.(http.Flusher).Flush()
+		case <-req.Context().Done():
+			return
+		}
 	}
 }
 
@@ -268,9 +294,7 @@ func richRemote(t *testing.T, change map[string]string) *plainRemote {
 		"resources/read":           `{"contents":[{"uri":"file:///a","text":"","n":9007199254740993}]}`,
 		"completion/complete":      `{"completion":{"values":["x"],"total":1.0}}`,
 	}
-	for method, result := range change {
-		results[method] = result
-	}
+	maps.Copy(results, change)
 	return newPlainRemote(t, everything, results)
 }
 

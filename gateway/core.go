@@ -144,9 +144,9 @@ func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merge
 		if err := g.connectFirst(ctx, v, remote); err != nil {
 			return entry{}, err
 		}
-		if e, ok := in(v.now()).lookup(name); ok {
-			return e, nil
-		}
+	}
+	if e, ok := in(v.latest()).lookup(name); ok {
+		return e, nil
 	}
 	return entry{}, unknown(name)
 }

@@ -7,11 +7,12 @@
 //     SDK's two handlers. stdio.go does the same for a pipe.
 //   - server.go is the adapter: SDK types stop here, exact bytes go on. It hands
 //     what concerns remotes to the core and leaves the handshake, pings and
-//     subscriptions to the SDK.
+//     who listens on which stream to the SDK.
 //   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
 //     names.go) and sends the call to the remote, or to the gateway's own tools
 //     (tools.go). content.go does the same for prompts, resources and completion.
-//     notify.go passes on what the remote says meanwhile.
+//     notify.go passes on what the remote says meanwhile, subscribe.go that a
+//     resource has changed.
 //   - errors.go is the one place where errors become results, JSON-RPC errors
 //     and pages.
 //

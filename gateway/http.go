@@ -187,6 +187,11 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	if r.Method == http.MethodPost && method != "subscriptions/listen" {
+		// A call is over when its answer is out, not when it is there: draining
+		// closes the streams.
+		defer g.calls.begin()()
+	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
 		// "Protocol 2026-07-28 without a session acts as local": loopback only,
 		// which the config has made sure of.

@@ -16,6 +16,7 @@ import (
 // a request goes. It is immutable.
 type merged struct {
 	key       []uint64 // the catalogs' generations that it was made of
+	changes   uint64   // and how many changes the view had heard of then
 	tools     entries  // remotes in config order, the gateway's own last
 	prompts   entries
 	resources entries // by URI

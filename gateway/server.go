@@ -39,12 +39,25 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 		Capabilities: &mcp.ServerCapabilities{
 			Tools:       &mcp.ToolCapabilities{ListChanged: true},
 			Prompts:     &mcp.PromptCapabilities{ListChanged: true},
-			Resources:   &mcp.ResourceCapabilities{ListChanged: true},
+			Resources:   &mcp.ResourceCapabilities{ListChanged: true, Subscribe: true},
 			Completions: &mcp.CompletionCapabilities{},
 			//lint:ignore SA1019 deprecated in 2026-07-28, not removed: remotes and clients of both eras use it
 			Logging: &mcp.LoggingCapabilities{},
 		},
 		GetSessionID: sessionID,
+		// The SDK knows who has subscribed, by either era's means, and on which stream to tell.
+		SubscribeHandler: func(ctx context.Context, req *mcp.SubscribeRequest) error {
+			began := req.Session.InitializeParams()
+			c := caller{view: v, modern: began != nil && began.ProtocolVersion >= modernVersion, client: req.Session}
+			if err := g.subscribe(ctx, c, req.Params.URI); err != nil {
+				return renderRPC(err, g.now())
+			}
+			return nil
+		},
+		UnsubscribeHandler: func(ctx context.Context, req *mcp.UnsubscribeRequest) error {
+			g.unsubscribe(ctx, caller{view: v, client: req.Session}, req.Params.URI)
+			return nil
+		},
 		// Every list depends on who asks.
 		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
 	})
@@ -132,6 +145,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			return &rawResult{raw: result}, nil
 		}
 	}
+}
+
+// announceUpdate makes the SDK tell those who have subscribed to a resource.
+func announceUpdate(ctx context.Context, s *mcp.Server, uri string) error {
+	return s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{URI: uri})
 }
 
 // callerOf says who sent a request.

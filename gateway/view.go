@@ -32,6 +32,7 @@ type view struct {
 	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
 	levels    logLevels
+	subs      subscriptions
 
 	waits   sync.WaitGroup // for sign-ins, until end
 	ended   context.Context
@@ -41,7 +42,7 @@ type view struct {
 
 	building sync.Mutex // one merge at a time, so that no older one overwrites a newer
 	current  atomic.Pointer[merged]
-	dirty    atomic.Bool // a catalog has changed since current was made
+	changes  atomic.Uint64 // how often a catalog has changed
 
 	announced *merged // what the clients were last told of; announceChange's own
 }
@@ -55,8 +56,9 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 		return uuid.NewString()
 	})
 	v.ended, v.end = context.WithCancel(context.Background())
+	s.OnUpdated(v.resourceUpdated)
 	v.unwatch = s.OnChange(func() {
-		v.dirty.Store(true)
+		v.changes.Add(1)
 		v.announceChange()
 	})
 	return v
@@ -65,17 +67,22 @@ func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
 // nothing is what a client knows that has been told of nothing.
 var nothing = merge(nil, nil, nil, nil)
 
-// announceChange tells the clients what has changed. Of the tools it says so
-// whenever a remote has come to be connected too: a call that failed before may
-// work now. One call at a time, as the session promises.
+// announceChange tells the clients which lists have changed. Where none has, a
+// remote has come to be connected: a call that failed before may work now, and
+// a list of tools is what makes clients look again. One call at a time, as the
+// session promises.
 func (v *view) announceChange() {
 	m, before := v.now(), v.announced
 	v.announced = m
-	announce(v.server, announcement{
-		tools:     true,
+	changed := announcement{
+		tools:     !bytes.Equal(m.tools.list, before.tools.list),
 		prompts:   !bytes.Equal(m.prompts.list, before.prompts.list),
 		resources: !bytes.Equal(m.resources.list, before.resources.list) || !bytes.Equal(m.templates.list, before.templates.list),
-	})
+	}
+	if changed == (announcement{}) {
+		changed.tools = true
+	}
+	announce(v.server, changed)
 }
 
 func (v *view) close() {
@@ -100,18 +107,31 @@ func (v *view) list(ctx context.Context) *merged {
 
 // now returns the merged catalog without waiting for anybody.
 func (v *view) now() *merged {
-	if m := v.current.Load(); m != nil && !v.dirty.Load() {
+	if m := v.current.Load(); m != nil && m.changes == v.changes.Load() {
 		return m
 	}
+	return v.latest()
+}
+
+// latest is now for those who know better than to believe that nothing has
+// changed: a change is in the catalog before it is told.
+func (v *view) latest() *merged {
 	v.building.Lock()
 	defer v.building.Unlock()
-	// Cleared before the catalogs are read: a change in between is seen next time.
-	v.dirty.Store(false)
+	// Read before the catalogs are: a change in between is seen next time.
+	changes := v.changes.Load()
 	catalogs := v.session.Catalogs(atOnce)
-	if m := v.current.Load(); m != nil && slices.Equal(m.key, generations(catalogs)) {
+	m := v.current.Load()
+	switch {
+	case m == nil || !slices.Equal(m.key, generations(catalogs)):
+		m = merge(catalogs, v.g.names, v.g.filters, v.g.log)
+	case m.changes == changes:
 		return m
+	default:
+		same := *m
+		m = &same
 	}
-	m := merge(catalogs, v.g.names, v.g.filters, v.g.log)
+	m.changes = changes
 	v.current.Store(m)
 	return m
 }

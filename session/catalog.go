@@ -42,6 +42,7 @@ type Catalog struct {
 // Capabilities are what a remote declares to have.
 type Capabilities struct {
 	Tools, Prompts, Resources, Completions, Logging bool
+	Subscribe                                       bool // to resources
 }
 
 // Definition is one tool, prompt, resource or resource template.

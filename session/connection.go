@@ -48,16 +48,17 @@ type connection struct {
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
 
-	mu       sync.Mutex // guards all below; never held over the network
-	epoch    int        // counts disconnects: what began before one does not count after it
-	link     *link      // nil: not connected
-	dialing  *attempt   // nil: none in flight
-	listing  *attempt   // nil: none in flight
-	listed   *attempt   // the last listing that ended
-	listings int        // begun so far
-	relist   bool       // the list has changed while it was being read
-	catalog  Catalog
-	status   Status
+	mu         sync.Mutex       // guards all below; never held over the network
+	epoch      int              // counts disconnects: what began before one does not count after it
+	link       *link            // nil: not connected
+	dialing    *attempt         // nil: none in flight
+	listing    *attempt         // nil: none in flight
+	listed     *attempt         // the last listing that ended
+	listings   int              // begun so far
+	relist     bool             // the list has changed while it was being read
+	subscribed map[string]*link // URIs of resources, and on which link
+	catalog    Catalog
+	status     Status
 }
 
 // link is one MCP session at the remote, from initialize to DELETE.
@@ -69,6 +70,13 @@ type link struct {
 	server       string
 	build        string // the server's version of itself
 	instructions string
+	changes      bool // it says when something changes
+
+	ctx       context.Context // ends with the link; set when it is the connection's
+	stop      context.CancelFunc
+	listening bool // on the remote's event stream; guarded by the connection's mu
+	relisten  bool // a list has been read since it began to; guarded like it
+	silent    bool // the remote has none; guarded like it
 }
 
 // attempt is a dial or a listing in flight. It runs under the session's
@@ -87,13 +95,14 @@ var errStale = errors.New("disconnected meanwhile")
 
 func newConnection(s *Session, r *remote) *connection {
 	c := &connection{
-		session:  s,
-		remote:   r,
-		wire:     wire{remote: r},
-		aside:    make(chan struct{}, maxAside),
-		answered: make(chan struct{}),
-		catalog:  Catalog{Remote: r.Name},
-		status:   Status{State: StateConnecting, Since: time.Now()},
+		session:    s,
+		remote:     r,
+		wire:       wire{remote: r},
+		aside:      make(chan struct{}, maxAside),
+		answered:   make(chan struct{}),
+		subscribed: map[string]*link{},
+		catalog:    Catalog{Remote: r.Name},
+		status:     Status{State: StateConnecting, Since: time.Now()},
 	}
 	if r.Authorizer != nil {
 		c.wire.auth = r.Authorizer(s.principal)
@@ -187,7 +196,7 @@ func (c *connection) drop(l *link, err error) {
 		c.mu.Unlock()
 		return
 	}
-	c.link = nil
+	c.unlinkLocked()
 	if err == nil {
 		c.mu.Unlock()
 		return
@@ -195,6 +204,16 @@ func (c *connection) drop(l *link, err error) {
 	news := c.settleLocked(err)
 	c.mu.Unlock()
 	c.unwell(err, news)
+}
+
+// unlinkLocked parts with the link, and returns it, nil if there is none.
+func (c *connection) unlinkLocked() *link {
+	l := c.link
+	c.link = nil
+	if l != nil {
+		l.stop()
+	}
+	return l
 }
 
 // settleLocked derives the state from the outcome of what was tried last, and
@@ -307,6 +326,7 @@ func (c *connection) dial(a *attempt) {
 	case stale:
 		err = errStale
 	case err == nil:
+		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		c.link = l
 		c.catalog.Instructions, c.catalog.Offers = l.instructions, l.offers
 		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
@@ -428,8 +448,19 @@ func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, err
 			return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
 		}
 		for i, declared := range []*bool{&l.offers.Tools, &l.offers.Prompts, &l.offers.Resources, &l.offers.Completions, &l.offers.Logging} {
-			*declared = capabilities[i] != nil && capabilities[i][0] == '{'
+			if *declared = capabilities[i] != nil && capabilities[i][0] == '{'; !*declared {
+				continue
+			}
+			flags, err := rawjson.Get(capabilities[i], "listChanged", "subscribe")
+			if err != nil {
+				return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
+			}
+			l.changes = l.changes || string(flags[0]) == "true"
+			if declared == &l.offers.Resources {
+				l.offers.Subscribe = string(flags[1]) == "true"
+			}
 		}
+		l.changes = l.changes || l.offers.Subscribe
 	}
 	if values[2] != nil && values[2][0] == '{' {
 		if info, err := rawjson.Get(values[2], "name", "version"); err == nil {
@@ -463,6 +494,8 @@ func (c *connection) incoming(l *link, notify func(string, json.RawMessage)) inc
 			switch method {
 			case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
 				c.changed()
+			case notifyUpdated:
+				c.updated(params)
 			default:
 				if notify != nil {
 					notify(method, params)
@@ -545,7 +578,7 @@ func (c *connection) list(a *attempt) {
 	}
 	c.listing, c.listed = nil, a
 	if isLost(err) && c.link == a.link {
-		c.link = nil
+		c.unlinkLocked()
 	}
 	news := c.settleLocked(err)
 	changed := news && err == nil
@@ -555,6 +588,9 @@ func (c *connection) list(a *attempt) {
 	}
 	if c.relist && c.link == a.link {
 		c.startListLocked(a.link, false)
+	}
+	if err == nil && c.link == a.link {
+		c.listenLocked(a.link)
 	}
 	c.mu.Unlock()
 	// Before those who wait go on: they will look at what has changed.
@@ -681,10 +717,10 @@ func (c *connection) quietly(ctx context.Context) error {
 // is left without the sign-in.
 func (c *connection) disconnect() {
 	c.mu.Lock()
-	l := c.link
+	l := c.unlinkLocked()
 	known := c.catalog.Known
 	c.epoch++
-	c.link, c.dialing, c.listing, c.listed = nil, nil, nil, nil
+	c.dialing, c.listing, c.listed = nil, nil, nil
 	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
@@ -710,9 +746,7 @@ func (c *connection) currentCatalog() Catalog {
 func (c *connection) takeLink() *link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := c.link
-	c.link = nil
-	return l
+	return c.unlinkLocked()
 }
 
 // goodbye ends the MCP session at the remote, in the background of a session

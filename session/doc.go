@@ -22,6 +22,9 @@
 //     so there is a new one and the request is repeated, once.
 //   - catalog.go reads the lists that the remote declares to have page by page
 //     and drops definitions that cannot be used, one by one.
+//   - stream.go keeps the event stream of a remote open that has one to offer:
+//     there it says that a list or a resource has changed. Streams may be cut as
+//     often as they like.
 //   - errors.go says in one sentence what went wrong. Remotes' own texts stay
 //     in [ResponseError], for the client that asked, and in no log.
 //   - Whoever finds a remote down waits in recovery.go: one loop for each

@@ -57,7 +57,7 @@ func TestLists(t *testing.T) {
 	if string(c.Prompts[0].Raw) != `{"name":"p", "x":1.0}` || string(c.Resources[0].Raw) != `{"uri":"file:///a","size":9007199254740993}` {
 		t.Errorf("changed on the way: %s, %s", c.Prompts[0].Raw, c.Resources[0].Raw)
 	}
-	if want := (Capabilities{Tools: true, Prompts: true, Resources: true, Completions: true}); c.Offers != want || !c.Connected || !c.Known {
+	if want := (Capabilities{Tools: true, Prompts: true, Resources: true, Completions: true, Subscribe: true}); c.Offers != want || !c.Connected || !c.Known {
 		t.Errorf("got %+v", c)
 	}
 	for _, want := range []string{"prompt=p reason=\"the remote lists this name twice", "reason=\"it has no uri\"", "reason=\"it has no uriTemplate\""} {

@@ -85,6 +85,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodDelete {
 		m.Method = "DELETE"
 	}
+	if r.Method == http.MethodGet {
+		m.Method = "GET"
+	}
 	f.mu.Lock()
 	f.got = append(f.got, m)
 	h := f.on[m.Method]

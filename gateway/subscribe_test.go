@@ -1,0 +1,207 @@
+package gateway
+
+import (
+	"bufio"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// stream opens a client's own event stream and returns what comes on it.
+func (c *plainClient) stream() <-chan string {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.url, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Mcp-Session-Id", c.session)
+	req.Header.Set("Mcp-Protocol-Version", "2025-11-25")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return c.events(resp)
+}
+
+// events returns the data of a response's events until it ends.
+func (c *plainClient) events(resp *http.Response) <-chan string {
+	out, done := make(chan string, 100), make(chan struct{})
+	go func() {
+		defer close(done)
+		lines := bufio.NewScanner(resp.Body)
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok && data != "" {
+				out <- data
+			}
+		}
+	}()
+	c.t.Cleanup(func() { resp.Body.Close(); <-done })
+	return out
+}
+
+// listen opens a modern client's stream of subscriptions, up to its
+// acknowledgement.
+func (c *plainClient) listen(notifications string) <-chan string {
+	c.t.Helper()
+	resp := c.post(fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"subscriptions/listen","params":{%s,"notifications":{%s}}}`, c.ids.Add(1), modernMeta, notifications), "")
+	events := c.events(resp)
+	// The SDK takes the stream for a legacy one until it has read the request, and
+	// may send a change before the acknowledgement.
+	until(c.t, events, "notifications/subscriptions/acknowledged")
+	return events
+}
+
+// until returns the next event that is of this method. It skips only what a
+// client is told when a remote has just been connected, if it is there in time.
+func until(t *testing.T, events <-chan string, method string) string {
+	t.Helper()
+	event := <-events
+	for strings.Contains(event, "/list_changed") && !strings.Contains(event, method) {
+		event = <-events
+	}
+	if !strings.Contains(event, `"`+method+`"`) {
+		t.Errorf("got %s, want %s", event, method)
+	}
+	return event
+}
+
+// changingRemote is a remote with an event stream that says what a test says.
+func changingRemote(t *testing.T) *plainRemote {
+	r := newPlainRemote(t, `{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true}}`, map[string]string{
+		"tools/list":               `{"tools":[]}`,
+		"prompts/list":             `{"prompts":[]}`,
+		"resources/list":           `{"resources":[{"uri":"a:1"},{"uri":"a:2"}]}`,
+		"resources/templates/list": `{"resourceTemplates":[]}`,
+		"resources/subscribe":      `{}`, "resources/unsubscribe": `{}`,
+	})
+	r.say, r.opened = make(chan string), make(chan struct{}, 10)
+	return r
+}
+
+func (r *plainRemote) set(method, result string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.results[method] = result
+}
+
+// TestListChangedFansIn: what changes at a remote is told to its clients of
+// both eras, and no more than that.
+func TestListChangedFansIn(t *testing.T) {
+	remote := changingRemote(t)
+	remote.set("resources/list", `{"resources":[]}`)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	legacy, modern := newPlainClient(t, g.url, "{}", false), newPlainClient(t, g.url, "{}", true)
+	legacy.call("tools/list", "")
+	<-remote.opened
+	streams := []<-chan string{legacy.stream(), modern.listen(`"promptsListChanged":true,"resourcesListChanged":true`)}
+	remote.set("prompts/list", `{"prompts":[{"name":"new"}]}`)
+	remote.say <- `"method":"notifications/prompts/list_changed"`
+	until(t, streams[0], "notifications/prompts/list_changed")
+	if got := <-streams[1]; !strings.Contains(got, "notifications/prompts/list_changed") {
+		t.Errorf("got %s", got)
+	}
+	remote.set("resources/templates/list", `{"resourceTemplates":[{"uriTemplate":"a:{x}"}]}`)
+	remote.say <- `"method":"notifications/resources/list_changed"`
+	until(t, streams[0], "notifications/resources/list_changed")
+	if got := <-streams[1]; !strings.Contains(got, "notifications/resources/list_changed") {
+		t.Errorf("got %s", got)
+	}
+	// The list that a client reads then is the new one.
+	if got, want := legacy.call("prompts/list", ""), `{"prompts":[{"name":"r_new"}]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := legacy.call("resources/templates/list", ""), `{"resourceTemplates":[{"uriTemplate":"a:{x}"}]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestSubscriptions: an update reaches those who subscribed, in both eras, and
+// nobody else of the same principal; the remote is left when the last one goes.
+func TestSubscriptions(t *testing.T) {
+	remote := changingRemote(t)
+	g := newFront(t, strings.TrimSuffix(servers("first", remote.URL, "second", changingRemote(t).URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	one, two := newPlainClient(t, g.url, "{}", false), newPlainClient(t, g.url, "{}", false)
+	one.call("tools/list", "")
+	<-remote.opened
+	ones, twos := one.stream(), two.stream()
+	for _, sub := range []struct {
+		c   *plainClient
+		uri string
+	}{{one, "a:1"}, {two, "a:2"}, {one, "gatehouse:first/a:2"}} {
+		if got := sub.c.call("resources/subscribe", fmt.Sprintf(`"uri":%q`, sub.uri)); got != "{}" {
+			t.Fatalf("%s: got %s", sub.uri, got)
+		}
+	}
+	threes := newPlainClient(t, g.url, "{}", true).listen(`"resourceSubscriptions":["a:1"]`)
+	if got, want := remote.got("resources/subscribe"), `{"uri":"a:1"}`; got != want {
+		t.Errorf("the remote got %s, want %s", got, want)
+	}
+	update := func(uri string) {
+		remote.say <- `"method":"notifications/resources/updated","params":{"uri":"` + uri + `"}`
+	}
+	update("a:0")
+	update("a:1")
+	for _, events := range []<-chan string{ones, threes} {
+		if got := until(t, events, "notifications/resources/updated"); !strings.Contains(got, `"uri":"a:1"`) {
+			t.Errorf("got %s", got)
+		}
+	}
+	update("a:2")
+	if got := until(t, ones, "notifications/resources/updated"); !strings.Contains(got, `"uri":"gatehouse:first/a:2"`) {
+		t.Errorf("got %s", got)
+	}
+	if got := until(t, twos, "notifications/resources/updated"); !strings.Contains(got, `"uri":"a:2"`) {
+		t.Errorf("got %s", got)
+	}
+	// The first of two who leave costs the other nothing.
+	if got := one.call("resources/unsubscribe", `"uri":"a:1"`); got != "{}" {
+		t.Error(got)
+	}
+	if got := remote.got("resources/unsubscribe"); got != "" {
+		t.Errorf("the remote got %s while a client is left", got)
+	}
+	update("a:1")
+	until(t, threes, "notifications/resources/updated")
+	// One that goes away without a word leaves nothing behind.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, two.url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Mcp-Session-Id", two.session)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, v := range g.views {
+		v.subs.mu.Lock()
+		if _, ok := v.subs.byURI["a:2"]; ok || len(v.subs.byURI) != 2 {
+			t.Errorf("left: %v", v.subs.byURI)
+		}
+		v.subs.mu.Unlock()
+	}
+}
+
+func TestSubscribingToNothing(t *testing.T) {
+	remote := changingRemote(t)
+	remote.set("resources/subscribe", `!{"code":-32602,"message":"not this one"}`)
+	silent := newPlainRemote(t, `{"resources":{}}`, map[string]string{"resources/list": `{"resources":[{"uri":"b:1"}]}`, "resources/templates/list": `{"resourceTemplates":[]}`})
+	g := newFront(t, servers("r", remote.URL, "silent", silent.URL))
+	c := newPlainClient(t, g.url, "{}", false)
+	c.call("tools/list", "")
+	for uri, want := range map[string]string{"a:1": "-32602 not this one", "b:1": "-32601 ", "c:1": "-32002 "} {
+		if got := c.call("resources/subscribe", fmt.Sprintf(`"uri":%q`, uri)); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %s, want %s", uri, got, want)
+		}
+	}
+	if got := c.call("resources/unsubscribe", `"uri":"a:1"`); got != "{}" {
+		t.Error(got)
+	}
+	modern := newPlainClient(t, g.url, "{}", true)
+	modern.call("tools/list", "")
+	modern.listen(`"resourceSubscriptions":["b:1"]`)
+}

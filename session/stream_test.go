@@ -1,0 +1,303 @@
+package session
+
+import (
+	"fmt"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"gatehouse/auth"
+)
+
+const changing = `{"tools":{"listChanged":true},"resources":{"subscribe":true}}`
+
+// streaming is a fake that declares changes and has an event stream, which
+// sends what comes out of say until the test cuts it.
+func streaming(t *testing.T) (f *fake, say chan string, cut chan struct{}, opened chan http.Header) {
+	t.Helper()
+	f = newFake(t)
+	f.declaring(changing)
+	f.result("resources/list", `{"resources":[]}`)
+	f.result("resources/templates/list", `{"resourceTemplates":[]}`)
+	f.result("resources/subscribe", `{}`)
+	f.result("resources/unsubscribe", `{}`)
+	say, cut, opened = make(chan string), make(chan struct{}), make(chan http.Header, 10)
+	f.handle("GET", func(w http.ResponseWriter, r *http.Request, _ received) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		opened <- r.Header.Clone()
+		for {
+			select {
+			case event := <-say:
+				fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",%s}\n\n", event)
+				w.(http.Flusher).Flush()
+			case <-cut:
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	return f, say, cut, opened
+}
+
+// watch returns a channel that gets something at every change.
+func watch(s *Session) chan struct{} {
+	changed := make(chan struct{}, 100)
+	s.OnChange(func() { changed <- struct{}{} })
+	return changed
+}
+
+func listing(names ...string) string {
+	var tools []string
+	for _, name := range names {
+		tools = append(tools, `{"name":"`+name+`","inputSchema":{}}`)
+	}
+	return `{"tools":[` + strings.Join(tools, ",") + `]}`
+}
+
+func TestStreamTellsOfChanges(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	header := <-opened
+	if header.Get("Mcp-Session-Id") != "s1" || header.Get("Mcp-Protocol-Version") != "2025-11-25" || header.Get("Accept") != "text/event-stream" || header.Get("Content-Type") != "" {
+		t.Errorf("got %v", header)
+	}
+	changed := watch(s)
+	f.result("tools/list", listing("new"))
+	say <- `"method":"notifications/tools/list_changed"`
+	<-changed
+	if c := settled(t, s)[0]; namesOf(c.Tools) != "new" {
+		t.Errorf("got %+v", c)
+	}
+	// Requests are answered, responses are nobody's.
+	say <- `"id":1,"result":{}`
+	answered := make(chan string, 10)
+	f.handle("", func(w http.ResponseWriter, _ *http.Request, m received) {
+		answered <- m.Body
+		w.WriteHeader(http.StatusAccepted)
+	})
+	say <- `"id":"p","method":"ping"`
+	if got := <-answered; got != `{"jsonrpc":"2.0","id":"p","result":{}}` {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestStreamIsOptional: a remote that has none, or declares nothing to say, is
+// asked once or not at all.
+func TestStreamIsOptional(t *testing.T) {
+	for _, tt := range []struct {
+		capabilities string
+		status, gets int
+	}{
+		{`{"tools":{}}`, 405, 0},
+		{`{"tools":{"listChanged":false},"resources":{"subscribe":0},"prompts":{}}`, 405, 0},
+		{`{"tools":{"listChanged":true}}`, 405, 1},
+		{`{"tools":{"listChanged":true}}`, 404, 1},
+		{`{"tools":{"listChanged":true}}`, 202, 1},
+		{`{"tools":{"listChanged":true}}`, 401, 1},
+	} {
+		f := newFake(t)
+		f.declaring(tt.capabilities)
+		for _, k := range kinds {
+			if k.member != "tools" {
+				f.result(k.method, `{"`+k.member+`":[]}`)
+			}
+		}
+		asked := make(chan struct{}, 10)
+		f.handle("GET", func(w http.ResponseWriter, _ *http.Request, _ received) {
+			w.WriteHeader(tt.status)
+			asked <- struct{}{}
+		})
+		s := open(t, newRemoteFor(t, "notes", f.URL))
+		settled(t, s)
+		if tt.gets > 0 {
+			<-asked
+		}
+		for range 3 {
+			if err := s.Connect(t.Context(), "notes"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for c := s.byName["notes"]; ; { // until the listener has ended
+			c.mu.Lock()
+			done := !c.link.listening
+			c.mu.Unlock()
+			if done {
+				break
+			}
+			runtime.Gosched()
+		}
+		if n := len(f.requests("GET")); n != tt.gets {
+			t.Errorf("%s, %d: %d times asked for a stream, want %d", tt.capabilities, tt.status, n, tt.gets)
+		}
+		if n := len(f.requests("initialize")); n != 1 {
+			t.Errorf("%d sessions", n)
+		}
+	}
+}
+
+// TestCutStream: it is opened again, what was missed is read, and the MCP
+// session is the same.
+func TestCutStream(t *testing.T) {
+	f, say, cut, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	changed := watch(s)
+	f.result("tools/list", listing("meanwhile"))
+	cut <- struct{}{}
+	<-opened
+	<-changed
+	if c := settled(t, s)[0]; namesOf(c.Tools) != "meanwhile" {
+		t.Errorf("got %+v", c)
+	}
+	f.result("tools/list", listing("later"))
+	say <- `"method":"notifications/tools/list_changed"`
+	<-changed
+	if c := settled(t, s)[0]; namesOf(c.Tools) != "later" {
+		t.Errorf("got %+v", c)
+	}
+	say <- `garbage` // as good as a cut
+	<-opened
+	if n := len(f.requests("initialize")); n != 1 {
+		t.Errorf("%d sessions, want 1", n)
+	}
+	if got := s.Status("notes"); got.State != StateConnected {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// TestStreamOfForgottenSession: nobody calls, and yet the change is seen.
+func TestStreamOfForgottenSession(t *testing.T) {
+	f, _, cut, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	if err := s.Subscribe(t.Context(), "notes", "a:b"); err != nil {
+		t.Fatal(err)
+	}
+	changed := watch(s)
+	f.result("tools/list", listing("new"))
+	stream := f.on["GET"]
+	f.handle("GET", func(w http.ResponseWriter, r *http.Request, m received) {
+		if m.Header.Get("Mcp-Session-Id") == "s1" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		stream(w, r, m)
+	})
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.Header().Set("Mcp-Session-Id", "s2")
+		answer(w, m, strings.Replace(initialized, `{"tools":{}}`, changing, 1))
+	})
+	cut <- struct{}{}
+	<-changed
+	<-opened
+	if c := settled(t, s)[0]; namesOf(c.Tools) != "new" {
+		t.Errorf("got %+v", c)
+	}
+	var on []string
+	for _, m := range f.requests("resources/subscribe") {
+		on = append(on, m.Header.Get("Mcp-Session-Id")+string(m.Params))
+	}
+	if got, want := strings.Join(on, " "), `s1{"uri":"a:b"} s2{"uri":"a:b"}`; got != want {
+		t.Errorf("subscribed on %s, want %s", got, want)
+	}
+}
+
+// TestStreamAfterSignIn: the stream wants the sign-in too, and is there after it.
+func TestStreamAfterSignIn(t *testing.T) {
+	f, _, _, opened := streaming(t)
+	d := &door{remote: "notes"}
+	f.protect("T", "GET", "tools/call")
+	r := newRemoteFor(t, "notes", f.URL)
+	r.Authorizer = func(auth.Principal) Authorizer { return d }
+	s := open(t, r)
+	settled(t, s)
+	d.signIn("T")
+	if err := s.Connect(t.Context(), "notes"); err != nil {
+		t.Fatal(err)
+	}
+	if header := <-opened; header.Get("Authorization") != "Bearer T" {
+		t.Errorf("got %v", header)
+	}
+	if challenges, _ := d.count(); challenges != 0 {
+		t.Errorf("the stream asked for a sign-in %d times", challenges)
+	}
+}
+
+// TestSilentStream: headers that never come hold up nothing.
+func TestSilentStream(t *testing.T) {
+	f, _, _, _ := streaming(t)
+	asked := make(chan struct{}, 10)
+	f.handle("GET", func(_ http.ResponseWriter, r *http.Request, _ received) { asked <- struct{}{}; <-r.Context().Done() })
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-asked
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+		t.Error(err)
+	}
+	began := time.Now()
+	s.Close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closing took %v", took)
+	}
+}
+
+// TestUpdates: only what was subscribed to is told, from whichever stream.
+func TestUpdates(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/resources/updated\",\"params\":{\"uri\":\"a:call\"}}\n\n")
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{}}\n\n", m.ID)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	updates := make(chan string, 10)
+	s.OnUpdated(func(remote, uri string) { updates <- remote + " " + uri })
+	update := func(uri string) {
+		say <- `"method":"notifications/resources/updated","params":{"uri":"` + uri + `"}`
+	}
+	for _, uri := range []string{"a:1", "a:2", "a:call"} {
+		if err := s.Subscribe(t.Context(), "notes", uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update("a:0")
+	update("a:1")
+	if got := <-updates; got != "notes a:1" {
+		t.Errorf("got %s", got)
+	}
+	if err := s.Unsubscribe(t.Context(), "notes", "a:1"); err != nil {
+		t.Fatal(err)
+	}
+	update("a:1")
+	update("a:2")
+	if got := <-updates; got != "notes a:2" {
+		t.Errorf("got %s", got)
+	}
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-updates; got != "notes a:call" {
+		t.Errorf("got %s", got)
+	}
+	// A subscription that the remote refuses is none.
+	f.handle("resources/subscribe", func(w http.ResponseWriter, _ *http.Request, m received) {
+		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"no"}}`, m.ID)
+	})
+	if err := s.Subscribe(t.Context(), "notes", "a:no"); err == nil {
+		t.Error("no error")
+	}
+	update("a:no")
+	update("a:2")
+	if got := <-updates; got != "notes a:2" {
+		t.Errorf("got %s", got)
+	}
+}
