@@ -254,6 +254,62 @@ func TestUnknownLink(t *testing.T) {
 	}
 }
 
+// TestConsentPage: where browsers of others reach the gateway, a GET changes
+// nothing and only a Continue from the page itself begins.
+func TestConsentPage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, `{"publicUrl": "https://gw.example.com"}`)
+	client := authtest.Legacy(t, w.gw.url)
+	url := link(t, client.Call("notes_echo", nil), "notes")
+	path, ok := strings.CutPrefix(url, "https://gw.example.com")
+	if !ok {
+		t.Fatalf("the link is %s", url)
+	}
+	ask := func(method string, header http.Header) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, strings.TrimSuffix(w.gw.url, "/mcp")+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host, req.Header = "gw.example.com", header
+		resp, err := authtest.NewBrowser(t).Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	for range 50 {
+		if resp := ask(http.MethodGet, http.Header{}); resp.StatusCode != http.StatusOK || len(resp.Cookies()) != 0 {
+			t.Fatalf("GET: %d, %d cookies", resp.StatusCode, len(resp.Cookies()))
+		}
+	}
+	page, err := io.ReadAll(ask(http.MethodGet, http.Header{}).Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Sign in to notes?", w.as.Issuer(), `method="post"`, "Continue"} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("the page lacks %q:\n%s", want, page)
+		}
+	}
+	for _, foreign := range []http.Header{{"Sec-Fetch-Site": {"cross-site"}}, {"Sec-Fetch-Site": {"same-site"}}, {"Origin": {"https://evil.example.com"}}, {"Origin": {"null"}}} {
+		if resp := ask(http.MethodPost, foreign); resp.StatusCode != http.StatusForbidden || len(resp.Cookies()) != 0 {
+			t.Errorf("POST with %v: %d, %d cookies", foreign, resp.StatusCode, len(resp.Cookies()))
+		}
+	}
+	resp := ask(http.MethodPost, http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"https://gw.example.com"}})
+	if resp.StatusCode != http.StatusSeeOther || !strings.HasPrefix(resp.Header.Get("Location"), w.as.URL) {
+		t.Fatalf("Continue: %d to %s", resp.StatusCode, resp.Header.Get("Location"))
+	}
+	if cookies := resp.Cookies(); len(cookies) != 1 || !strings.HasPrefix(cookies[0].Name, "__Host-") || !cookies[0].Secure || !cookies[0].HttpOnly || cookies[0].Path != "/" {
+		t.Errorf("cookies: %v", cookies)
+	}
+	if n := w.as.Count(authtest.EndpointAuthorize); n != 0 {
+		t.Errorf("%d requests reached the authorization server", n)
+	}
+}
+
 // TestCallbackRateLimit: 20 per minute and address by default, then 429.
 func TestCallbackRateLimit(t *testing.T) {
 	t.Parallel()

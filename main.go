@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -259,6 +260,9 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
 	log.Info("serving MCP over HTTP", "url", base+"/mcp", "remotes", len(cfg.Running()), "sessions", cfg.Gateway.Sessions)
+	if public, err := url.Parse(publicURL(cfg, base)); err == nil && !isLoopback(public.Hostname()) {
+		log.Warn("clients are not authenticated: whoever reaches the MCP endpoint through publicUrl can use it; let your proxy admit the right people only", "publicUrl", cfg.Gateway.PublicURL)
+	}
 	if ready != nil {
 		ready(base + "/mcp")
 	}

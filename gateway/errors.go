@@ -23,6 +23,7 @@ import (
 var (
 	errUnknownMethod = errors.New("method not found")
 	errTooMany       = errors.New("too many requests")
+	errForeignPage   = errors.New("posted from a page of another origin")
 	errDraining      = errors.New("the gateway is shutting down")
 )
 
@@ -216,6 +217,8 @@ func renderPage(err error, log *slog.Logger) problem {
 		return problem{http.StatusBadRequest, "Access was not granted", "The authorization server did not grant access: you or it said no." + again}
 	case errors.Is(err, auth.ErrExchange):
 		return problem{http.StatusBadRequest, "Sign-in failed", "The authorization server did not hand out a token for this sign-in. The gateway's log says why." + again}
+	case errors.Is(err, errForeignPage):
+		return problem{http.StatusForbidden, "Not from this page", "The request came from a page of another site. Open the link itself and continue there."}
 	case errors.Is(err, errTooMany):
 		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
 	case errors.Is(err, errDraining):

@@ -53,7 +53,7 @@ func (g *Gateway) pageRoutes(mux *http.ServeMux) {
 	if !g.cfg.Gateway.OAuth.Enabled {
 		return
 	}
-	mux.HandleFunc("/connect/{flow}", g.page(g.serveConnect))
+	mux.HandleFunc("/connect/{flow}", g.page(g.serveConnect, g.connectMethods()...))
 	callbacks := []string{g.cfg.Gateway.OAuth.CallbackPath}
 	for _, server := range g.cfg.Running() {
 		if path := server.Auth.CallbackPath; path != "" && !slices.Contains(callbacks, path) {
@@ -61,12 +61,20 @@ func (g *Gateway) pageRoutes(mux *http.ServeMux) {
 		}
 	}
 	for _, path := range callbacks {
-		mux.HandleFunc(path, g.page(g.serveCallback))
+		mux.HandleFunc(path, g.page(g.serveCallback, http.MethodGet))
 	}
-	mux.HandleFunc(callbacks[0]+"/{remote}", g.page(g.serveCallback))
+	mux.HandleFunc(callbacks[0]+"/{remote}", g.page(g.serveCallback, http.MethodGet))
 	if document := g.auth.ClientMetadata(); document != nil {
 		mux.HandleFunc(g.cfg.Gateway.OAuth.MetadataPath, serveClientMetadata(document))
 	}
+}
+
+// connectMethods: only where there is a page to continue from can it be posted.
+func (g *Gateway) connectMethods() []string {
+	if g.onLoopback() {
+		return []string{http.MethodGet}
+	}
+	return []string{http.MethodGet, http.MethodPost}
 }
 
 func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {

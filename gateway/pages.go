@@ -9,6 +9,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,11 +31,13 @@ type pageData struct {
 	Title string
 	Say   string
 	OK    bool
+	Facts [][2]string // what the person should compare, as label and value
+	Ask   string      // of the button that posts to the page's own URL; empty: none
 }
 
-// page wraps a page's handler: the headers that every page has, GET only, and
-// errors rendered in their one place.
-func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+// page wraps a page's handler: the headers that every page has, the methods
+// that it takes, and errors rendered in their one place.
+func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Cache-Control", "no-store")
@@ -43,8 +46,8 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error) http.Ha
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("X-Frame-Options", "DENY")
 		header.Set("Cross-Origin-Opener-Policy", "same-origin")
-		if r.Method != http.MethodGet {
-			header.Set("Allow", http.MethodGet)
+		if !slices.Contains(methods, r.Method) {
+			header.Set("Allow", strings.Join(methods, ", "))
 			g.writePage(w, http.StatusMethodNotAllowed, pageData{Title: "Method not allowed", Say: "This page can only be opened."})
 			return
 		}
@@ -86,7 +89,9 @@ func framed(r *http.Request) bool {
 // On loopback there is no page in between. The threat it would answer is that
 // somebody is lured into finishing another person's flow; a link to loopback
 // leads everybody to the gateway on their own machine, which does not know the
-// flow of another.
+// flow of another. Everywhere else a GET changes nothing, since previews fetch
+// links, too: the page says what would be signed in to and for whom, and its
+// Continue begins.
 func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if canonical, ok := g.canonical(r); !ok {
 		// The cookie must be set where the callback will arrive.
@@ -97,8 +102,21 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if flow.Ended {
+	switch {
+	case flow.Ended:
 		g.writePage(w, http.StatusOK, outcomePage(flow))
+		return nil
+	case r.Method == http.MethodPost:
+		if err := http.NewCrossOriginProtection().Check(r); err != nil {
+			return fmt.Errorf("%w: %w", errForeignPage, err)
+		}
+	case !g.onLoopback():
+		// The form posts here, and a post is redirected to the provider, which
+		// form-action would stop.
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'")
+		// With no-referrer the form's Origin would be "null".
+		w.Header().Set("Referrer-Policy", "same-origin")
+		g.writePage(w, http.StatusOK, consentPage(flow))
 		return nil
 	}
 	start, err := g.auth.Begin(r.Context(), r.PathValue("flow"))
@@ -117,6 +135,32 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	})
 	http.Redirect(w, r, start.RedirectURL, http.StatusSeeOther)
 	return nil
+}
+
+// onLoopback reports whether browsers reach the gateway on their own machine.
+func (g *Gateway) onLoopback() bool {
+	public, err := url.Parse(g.publicURL)
+	return err == nil && isLoopbackName(public.Hostname())
+}
+
+// consentPage says what Continue would do. Nobody has authenticated the one
+// who asked, so the person must know whether it was they.
+func consentPage(flow *auth.FlowInfo) pageData {
+	scopes := strings.Join(flow.Scopes, " ")
+	if scopes == "" {
+		scopes = "what the server gives by default"
+	}
+	return pageData{
+		Title: "Sign in to " + flow.Remote + "?",
+		Say:   "Continue only if you asked for this yourself, just now, in your own assistant. Whoever sent you this link would act with your account.",
+		Facts: [][2]string{
+			{"Remote", flow.Remote},
+			{"Sign-in at", flow.Issuer},
+			{"Permissions", scopes},
+			{"Asked for at", flow.Created.UTC().Format("15:04:05") + " UTC"},
+		},
+		Ask: "Continue",
+	}
 }
 
 // canonical returns the request's URL under the public URL's host, and whether
