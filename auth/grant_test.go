@@ -59,7 +59,12 @@ func TestRefreshInTheBackground(t *testing.T) {
 	if s := w.Status(auth.Local, "r0"); !s.Expires.Equal(w.clock.Now().Add(time.Hour)) {
 		t.Errorf("expires %v", s.Expires)
 	}
-	if n := logLines(w, "level=INFO", "grant refreshed", "duration=", "remote=r0", "principal=local"); n != 1 {
+	// The new token is used before the log hears of it.
+	lines := func() int {
+		return logLines(w, "level=INFO", "grant refreshed", "duration=", "remote=r0", "principal=local")
+	}
+	eventually(t, "the log line", func() bool { return lines() > 0 })
+	if n := lines(); n != 1 {
 		t.Errorf("%d lines about it in the log, want 1:\n%s", n, w.log)
 	}
 }
