@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -139,14 +140,35 @@ func TestTwoWindows(t *testing.T) {
 	echo(t, two, "mail_echo", "mine now")
 }
 
+// TestPagesMoved: a link of a process whose pages were elsewhere is not given
+// out again, since its callback would arrive where nobody listens.
+func TestPagesMoved(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	state := t.TempDir()
+	first := startStdioIn(t, state, onPort(t, "notes", remote.URL))
+	old := link(t, stdioClient(t, first).Call("notes_echo", nil), "notes")
+	first.end()
+
+	second := startStdioIn(t, state, onPort(t, "notes", remote.URL))
+	client := stdioClient(t, second)
+	url := link(t, client.Call("notes_echo", nil), "notes")
+	if path.Base(url) == path.Base(old) || !strings.HasPrefix(url, second.url) {
+		t.Errorf("the links are %s and %s", old, url)
+	}
+	signIn(t, url)
+	echo(t, client, "notes_echo", "at the new place")
+}
+
 // TestCommands: status, login and logout beside a running gateway.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	as := authtest.NewAS(t)
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
-	state, path := t.TempDir(), writeConfig(t, onPort(t, "notes", remote.URL))
+	state, file := t.TempDir(), writeConfig(t, onPort(t, "notes", remote.URL))
 	command := func(args ...string) *exec.Cmd {
-		cmd := exec.Command("gatehouse", append(args[:1:1], append([]string{"--config", path}, args[1:]...)...)...)
+		cmd := exec.Command("gatehouse", append(args[:1:1], append([]string{"--config", file}, args[1:]...)...)...)
 		cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
 		return cmd
 	}

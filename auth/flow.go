@@ -592,7 +592,9 @@ func (b *Broker) pending(ctx context.Context, k key) (*flow, error) {
 		} else if err != nil {
 			return nil, internalError(k.remote, err)
 		}
-		if f.live(b.now()) && f.fits(b.remotes[k.remote]) {
+		// One of a process with its pages elsewhere would end where nobody listens.
+		here := strings.HasPrefix(f.RedirectURI, b.publicURL+"/")
+		if here && f.live(b.now()) && f.fits(b.remotes[k.remote]) {
 			return f, nil
 		}
 	}
