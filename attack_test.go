@@ -366,6 +366,32 @@ func TestHostAndOrigin(t *testing.T) {
 	}
 }
 
+// TestNoSessionFromElsewhere: without a session all clients are the local user,
+// so nobody from another machine may be one, unless the config says so.
+func TestNoSessionFromElsewhere(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	body := `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},"io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"}}}}`
+	for _, tt := range []struct {
+		sessions string
+		header   http.Header
+		want     int
+	}{
+		{"isolated", http.Header{}, 200},
+		{"isolated", http.Header{"Host": {"gw.example.com"}}, 403},
+		{"isolated", http.Header{"X-Forwarded-For": {"192.0.2.1"}}, 403},
+		{"isolated", http.Header{"Forwarded": {"for=192.0.2.1"}}, 403},
+		{"shared", http.Header{"Host": {"gw.example.com"}}, 200},
+	} {
+		gw := startServe(t, config(fmt.Sprintf(`{"publicUrl": "https://gw.example.com", "sessions": %q}`, tt.sessions), "r", remote.URL))
+		tt.header.Set("Mcp-Protocol-Version", "2026-07-28")
+		tt.header.Set("Mcp-Method", "tools/list")
+		if got := post(t, gw.url, body, tt.header); got.status != tt.want {
+			t.Errorf("%s, %v: %d, want %d: %s", tt.sessions, tt.header, got.status, tt.want, got.body)
+		}
+	}
+}
+
 // TestRequestLimits: what is too large is refused, and the rest keeps serving.
 func TestRequestLimits(t *testing.T) {
 	t.Parallel()

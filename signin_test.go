@@ -220,3 +220,19 @@ func TestClientMetadataElsewhere(t *testing.T) {
 		t.Errorf("%d registrations", n)
 	}
 }
+
+// TestOddName: a remote's name may hold what a URL or a tool's name may not.
+func TestOddName(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	const name = "Möbel & notes.v2 100%?"
+	gw := startServe(t, config("", name, remote.URL))
+	client := authtest.Legacy(t, gw.url)
+	const tool = "M_bel___notes_v2_100___echo"
+	signIn(t, link(t, client.Call(tool, nil), name))
+	echo(t, client, tool, "odd")
+	if got := client.Tools()[1]; got != tool {
+		t.Errorf("the tool is called %s", got)
+	}
+}

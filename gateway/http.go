@@ -201,8 +201,12 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		defer g.calls.begin()()
 	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
-		// "Protocol 2026-07-28 without a session acts as local": loopback only,
-		// which the config has made sure of.
+		// Without a session nothing tells clients apart: they all are the local user,
+		// which is right on this machine alone.
+		if g.cfg.Gateway.Sessions != "shared" && fromElsewhere(r) {
+			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
+			return
+		}
 		g.serveView(w, r, g.modern, auth.Local)
 		return
 	}
@@ -225,6 +229,18 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		g.log.Info("session ended by the client", "session", shortID(id))
 		g.clients.end(client)
 	}
+}
+
+// fromElsewhere reports whether a request came through a proxy or by a name
+// that is not this machine's own. Such headers can be forged, but only into a
+// refusal.
+func fromElsewhere(r *http.Request) bool {
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"} {
+		if r.Header.Get(name) != "" {
+			return true
+		}
+	}
+	return !isLoopbackName(hostOf(r.Host))
 }
 
 // serveFirst serves the request that begins a session.
