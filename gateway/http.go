@@ -203,7 +203,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
 		// Without a session nothing tells clients apart: they all are the local user,
 		// which is right on this machine alone.
-		if g.cfg.Gateway.Sessions != "shared" && fromElsewhere(r) {
+		if g.cfg.Gateway.Sessions != "shared" && g.fromElsewhere(r) {
 			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
 			return
 		}
@@ -231,16 +231,16 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fromElsewhere reports whether a request came through a proxy or by a name
-// that is not this machine's own. Such headers can be forged, but only into a
-// refusal.
-func fromElsewhere(r *http.Request) bool {
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"} {
-		if r.Header.Get(name) != "" {
-			return true
-		}
+// fromElsewhere reports whether a request comes by a name that is not this
+// machine's own or, where the config names a public URL, through the proxy
+// behind it. Such headers can be forged, but only into a refusal.
+func (g *Gateway) fromElsewhere(r *http.Request) bool {
+	if !isLoopbackName(hostOf(r.Host)) {
+		return true
 	}
-	return !isLoopbackName(hostOf(r.Host))
+	return !g.onLoopback() && slices.ContainsFunc([]string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"}, func(name string) bool {
+		return r.Header.Get(name) != ""
+	})
 }
 
 // serveFirst serves the request that begins a session.
