@@ -11,10 +11,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"gatehouse/auth"
@@ -230,6 +232,8 @@ func (c *command) stdio(ctx context.Context) error {
 		return err
 	}
 	defer l.close()
+	// A client that has gone away must not kill what is being written to the store.
+	signal.Ignore(syscall.SIGPIPE)
 	l.serve(context.WithoutCancel(ctx))
 	log.Info("serving MCP over stdio", "remotes", len(cfg.Running()), "pages", l.base, "pages_here", l.listener != nil, "sign_ins_kept", l.store.Shared())
 	return l.gateway.ServeStdio(ctx, os.Stdin, os.Stdout)

@@ -188,6 +188,21 @@ func TestStdioEnds(t *testing.T) {
 	}
 }
 
+// TestStdioReaderGone: a client that stops reading ends the process, which
+// still ends in order.
+func TestStdioReaderGone(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gw := startStdio(t, config("", "r", remote.URL))
+	if err := gw.stdout.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(gw.stdin, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`)
+	if err := gw.wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 // served answers every request with one document, as a host on the internet would.
 type served string
 
