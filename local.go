@@ -236,7 +236,7 @@ func (c *command) stdio(ctx context.Context) error {
 	signal.Ignore(syscall.SIGPIPE)
 	l.serve(context.WithoutCancel(ctx))
 	log.Info("serving MCP over stdio", "remotes", len(cfg.Running()), "pages", l.base, "pages_here", l.listener != nil, "sign_ins_kept", l.store.Shared())
-	return l.gateway.ServeStdio(ctx, os.Stdin, os.Stdout)
+	return l.gateway.ServeStdio(ctx, os.Stdin, os.Stdout, drainTime)
 }
 
 // terminal opens the local house for a command that acts on its sign-ins.

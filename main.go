@@ -69,6 +69,8 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A second signal does not wait for the drain.
+	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
@@ -271,7 +273,7 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("stopping: calls in flight may finish", "within", drainTime)
+	log.Info("stopping: calls in flight may finish", "within", drainTime.String())
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	h.gateway.Drain(drain)

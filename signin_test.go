@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -8,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -185,6 +188,59 @@ func TestStdioEnds(t *testing.T) {
 	}
 	if err := gw.wait(); err != nil {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+const handshake = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}
+{"jsonrpc":"2.0","method":"notifications/initialized"}
+`
+
+// TestStdioAnswersFirst: whoever asks and closes the pipe, or sends a signal,
+// still gets the answers.
+func TestStdioAnswersFirst(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"end of input", "signal"} {
+		remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+		gate, called := make(chan struct{}), make(chan struct{})
+		remote.Set(func(k *authtest.RemoteKnobs) {
+			k.Call = func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+				close(called)
+				<-gate
+				return nil, nil
+			}
+		})
+		gw := startStdio(t, config("", "r", remote.URL))
+		io.WriteString(gw.stdin, handshake+`{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"r_echo","arguments":{"text":"owed"}}}`+"\n")
+		<-called
+		if how == "signal" {
+			gw.cmd.Process.Signal(syscall.SIGTERM)
+		} else if err := gw.stdin.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(gate)
+		out, err := io.ReadAll(gw.stdout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(out), `"owed"`) {
+			t.Errorf("%s: stdout holds %s", how, out)
+		}
+		if err := gw.wait(); err != nil {
+			t.Errorf("%s: it ended with %v", how, err)
+		}
+	}
+}
+
+// TestStdioNonsense: what is no JSON is said to be that.
+func TestStdioNonsense(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	cmd := exec.Command("gatehouse", "stdio", "--config", writeConfig(t, config("", "r", remote.URL)))
+	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+t.TempDir())
+	cmd.Stdin = strings.NewReader("hello\n")
+	out, err := cmd.CombinedOutput()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "one JSON message per line") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

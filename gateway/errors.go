@@ -79,7 +79,7 @@ func newAuthRequired(e *auth.RequiredError, now time.Time, then string) authRequ
 		why = "%s no longer accepts the sign-in that was made for it."
 	case auth.ReasonMoreScopes:
 		why = "%s asks for more permissions than were granted."
-	case auth.ReasonSignIn:
+	default:
 		why = "%s needs you to sign in."
 	}
 	minutes := max(1, int(e.Expires.Sub(now).Round(time.Minute)/time.Minute))
@@ -153,6 +153,8 @@ func sentence(err error) (string, bool) {
 	switch {
 	case errors.Is(err, auth.ErrDisabled):
 		return "This remote wants a sign-in, but sign-in is switched off in the gateway's config (gateway.oauth.enabled).", true
+	case errors.Is(err, session.ErrClosed):
+		return "The gateway is shutting down, or this session has ended. Repeat the call when it is back.", true
 	case errors.Is(err, session.ErrFull):
 		return "The gateway serves as many sessions as it may (gateway.limits.sessions). Close other clients and try again.", true
 	}

@@ -125,14 +125,23 @@ func (g *Gateway) end(p auth.Principal) {
 }
 
 // Drain refuses new sessions, waits until no call is in flight or ctx is done,
-// and then ends every client's session.
+// and then ends every client's session. A call that is still waiting for its
+// remote then is told so.
 func (g *Gateway) Drain(ctx context.Context) {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
-	g.calls.wait(ctx)
+	if g.calls.wait(ctx); ctx.Err() != nil {
+		g.sessions.Close()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
+		defer cancel()
+		g.calls.wait(last)
+	}
 	g.Close()
 }
+
+// lastAnswers is what the answers take of those calls that a drain cuts short.
+const lastAnswers = time.Second
 
 // Close ends every client's session. The pool and the broker are the caller's
 // to close, after it. Twice is safe.

@@ -214,6 +214,31 @@ func TestDrain(t *testing.T) {
 	<-drained
 }
 
+// TestDrainEnds: a call that takes longer than the drain is told why it ends.
+func TestDrainEnds(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gate, called := make(chan struct{}), make(chan struct{})
+	defer close(gate)
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.Call = func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			close(called)
+			<-gate
+			return nil, nil
+		}
+	})
+	g := newInside(t, remote, oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	answered := make(chan *mcp.CallToolResult, 1)
+	go func() { answered <- client.Call("r_echo", nil) }()
+	<-called
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Drain(over)
+	if result := <-answered; !result.IsError || !strings.Contains(authtest.Text(result), "shutting down") {
+		t.Errorf("the call got %s", authtest.Text(result))
+	}
+}
+
 // TestPanicCostsOneCall: the process lives, the client gets an error.
 func TestPanicCostsOneCall(t *testing.T) {
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
