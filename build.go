@@ -283,7 +283,17 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 		return fmt.Errorf("asking %s: %w", remote.Name, err)
 	}
 	defer resp.Body.Close()
-	step(auth.Step{What: "initialize without a token at", URL: withoutQuery(remote.URL), OK: true, Note: resp.Status})
+	asks := resp.StatusCode == http.StatusUnauthorized
+	open := resp.StatusCode == http.StatusOK && !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
+	step(auth.Step{What: "initialize without a token at", URL: withoutQuery(remote.URL), OK: asks || open, Note: resp.Status})
+	switch {
+	case open:
+		fmt.Fprintf(c.out, "%s lets everybody connect and asks for no sign-in there.\n", remote.Name)
+		return nil
+	case !asks:
+		return fmt.Errorf("%s answered with status %d and content type %q, which is not what an MCP server does: is %s an MCP endpoint?",
+			remote.Name, resp.StatusCode, resp.Header.Get("Content-Type"), withoutQuery(remote.URL))
+	}
 	if remote.Authorizer == nil {
 		fmt.Fprintf(c.out, "%s needs no sign-in: its config says so.\n", remote.Name)
 		return nil

@@ -117,6 +117,15 @@ func TestCheckRemote(t *testing.T) {
 			t.Errorf("the walk does not mention %s:\n%s", want, out)
 		}
 	}
+	remote.Set(func(k *authtest.RemoteKnobs) { k.Open = true })
+	if out, err = check(); err != nil || !strings.Contains(out, "asks for no sign-in") {
+		t.Errorf("an open remote: %v\n%s", err, out)
+	}
+	remote.Set(func(k *authtest.RemoteKnobs) { k.MCP = authtest.Answer(200, "text/html", "<h1>") })
+	if out, err = check(); err == nil || !strings.Contains(out, "is not what an MCP server does") {
+		t.Errorf("no MCP server: %v\n%s", err, out)
+	}
+	remote.Set(func(k *authtest.RemoteKnobs) { *k = authtest.RemoteKnobs{} })
 	as.Set(func(k *authtest.ASKnobs) { k.NoS256 = true })
 	out, err = check()
 	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed {

@@ -174,8 +174,12 @@ func short(name string) string {
 // failed writes the cause of what the client gets as a sentence, and looks
 // after a sign-in that was asked for.
 func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, err error) {
-	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
-	if _, ok := errors.AsType[*auth.RequiredError](err); ok && g.shared {
-		c.view.await(remote)
+	if _, ok := errors.AsType[*auth.RequiredError](err); ok {
+		// What should happen, and auth has logged the link.
+		if g.shared {
+			c.view.await(remote)
+		}
+		return
 	}
+	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
 }

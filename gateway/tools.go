@@ -364,6 +364,9 @@ func describe(s remoteStatus, now time.Time) string {
 	} else if s.Advice != "" {
 		parts = append(parts, s.Advice)
 	}
+	for i := range parts[:len(parts)-1] {
+		parts[i] = strings.TrimSuffix(parts[i], ".")
+	}
 	return strings.Join(parts, "; ")
 }
 
@@ -472,6 +475,9 @@ func (g *Gateway) serverNamed(name string) (*Server, string) {
 		}
 		return s, ""
 	}
+	if name == "" {
+		return nil, fmt.Sprintf("Which remote? There are: %s.", strings.Join(known, ", "))
+	}
 	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
 }
 
@@ -522,7 +528,10 @@ func (g *Gateway) findTools(ctx context.Context, c caller, query, server string,
 	if err != nil {
 		return nil, fmt.Errorf("encoding the tools found: %w", err)
 	}
-	say := fmt.Sprintf("%s found, %d shown. Call one with %s.", plural(total, "tool"), len(hits), toolCall)
+	say := "No tool found."
+	if total > 0 {
+		say = fmt.Sprintf("%s found, %d shown. Call one with %s.", plural(total, "tool"), len(hits), toolCall)
+	}
 	if missing := g.unlisted(c.view); missing != "" {
 		say += " " + missing
 	}
@@ -540,5 +549,5 @@ func (g *Gateway) unlisted(v *view) string {
 	if len(names) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("Not searched, because their tools are not known yet: %s (%s says why).", strings.Join(names, ", "), toolStatus)
+	return fmt.Sprintf("Not searched, because their tools are not known yet: %s (%s says why; where a sign-in is needed, %s gives the link).", strings.Join(names, ", "), toolStatus, toolLogin)
 }
