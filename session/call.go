@@ -155,7 +155,10 @@ func (l *link) incoming(c *call) incoming {
 // heard passes a remote's notification on to whom it concerns.
 func (l *link) heard(c *call, method string, params json.RawMessage) {
 	switch method {
-	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
+	case "notifications/tools/list_changed":
+		l.connection.said.Store(true)
+		l.connection.changed()
+	case "notifications/prompts/list_changed", "notifications/resources/list_changed":
 		l.connection.changed()
 	case notifyUpdated:
 		l.connection.updated(params)

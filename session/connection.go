@@ -44,6 +44,7 @@ type connection struct {
 	ids     atomic.Int64  // of our requests, over all links
 	aside   chan struct{} // slots of messages that nobody waits for
 	wanting atomic.Bool   // the state is StateSignInNeeded
+	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
@@ -460,6 +461,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
+	said := c.said.Swap(false)
 	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
 		err = c.remote.gone()
@@ -476,7 +478,7 @@ func (c *connection) list(a *attempt) {
 		c.unlinkLocked()
 	}
 	news := c.settleLocked(err)
-	changed := news && err == nil
+	changed := err == nil && (news || said)
 	if read != nil && a.link.modern {
 		c.headers = read.headers
 	}
