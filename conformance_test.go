@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -30,6 +31,25 @@ func conformanceDriver() {
 		fmt.Fprintln(os.Stderr, "conformance-driver:", err)
 		os.Exit(1)
 	}
+}
+
+// conformanceRouter is `conformance-router LISTEN LEGACY MODERN`: one address in
+// front of two servers, of which each speaks one era.
+func conformanceRouter() {
+	legacy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: os.Args[2]})
+	modern := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: os.Args[3]})
+	for _, proxy := range []*httputil.ReverseProxy{legacy, modern} {
+		proxy.FlushInterval = -1
+	}
+	err := http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Mcp-Protocol-Version") >= "2026-07-28" {
+			modern.ServeHTTP(w, r)
+			return
+		}
+		legacy.ServeHTTP(w, r)
+	}))
+	fmt.Fprintln(os.Stderr, "conformance-router:", err)
+	os.Exit(1)
 }
 
 func drive(ctx context.Context, server string) error {

@@ -48,6 +48,8 @@ type Gateway struct {
 	index   map[string]int // of the remotes, by name, in config order
 
 	calls    inFlight
+	tickets  *tickets
+	parked   parkedCalls
 	clients  *clients
 	callback *windowLimit
 	legacy   *mcp.StreamableHTTPHandler
@@ -74,6 +76,7 @@ func New(s Setup) *Gateway {
 		filters:   map[string]toolFilter{},
 		index:     map[string]int{},
 		views:     map[auth.Principal]*view{},
+		tickets:   newTickets(),
 	}
 	if g.now == nil {
 		g.now = time.Now

@@ -301,6 +301,10 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		http.Error(w, "the request body could not be read", http.StatusBadRequest)
 		return "", false
 	}
+	if body, err = smuggleResponse(body); err != nil {
+		http.Error(w, "the response could not be read", http.StatusBadRequest)
+		return "", false
+	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	members, err := rawjson.Get(body, "method", "params")
 	if err != nil {

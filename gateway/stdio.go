@@ -81,6 +81,9 @@ func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
 		c.owed.wait(bounded)
 		return msg, err
 	}
+	if resp, ok := msg.(*jsonrpc.Response); ok {
+		return msg, withRawResult(resp)
+	}
 	if req, ok := msg.(*jsonrpc.Request); ok {
 		withRawParams(req)
 		if req.IsCall() {

@@ -171,9 +171,10 @@ func (g *Gateway) awaitSignIn(ctx context.Context, p auth.Principal, remote stri
 		case <-ticker.C:
 		}
 		switch held := g.auth.Status(p, remote); {
+		case held.Pending != nil: // also where the grant that there is has to become another
 		case held.SignedIn:
 			return nil
-		case held.Pending == nil:
+		default:
 			return auth.ErrFlowUnknown
 		}
 	}

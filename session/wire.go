@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gatehouse/auth"
@@ -38,6 +39,7 @@ type remote struct {
 	header   http.Header
 	client   *http.Client
 	recovery *recovery
+	eras     atomic.Int32 // what is known of them
 }
 
 // reserved reports whether a header is not the config's to set: what the
@@ -73,7 +75,7 @@ type wire struct {
 // incoming takes what arrives on a request's stream beside its answer.
 type incoming struct {
 	notify  func(method string, params json.RawMessage) // may be nil
-	request func(id json.RawMessage, method string)
+	request func(id json.RawMessage, method string, params json.RawMessage)
 }
 
 // errGone: 404 with a session id. "The server MAY terminate the session at any
@@ -236,7 +238,7 @@ func (w *wire) refused(ctx context.Context, resp *http.Response, id int64, heade
 		return errGone
 	}
 	failure := w.remote.statusFailure(resp.StatusCode, resp.Header)
-	if resp.StatusCode != http.StatusBadRequest || mediaType(resp.Header) != typeJSON {
+	if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusNotFound || mediaType(resp.Header) != typeJSON {
 		drain(resp.Body)
 		return failure
 	}
@@ -249,7 +251,13 @@ func (w *wire) refused(ctx context.Context, resp *http.Response, id int64, heade
 		}
 		return failure
 	}
-	if m, err := parseMessage(data); err == nil && m.err != nil && id != 0 && m.answers(id) {
+	m, err := parseMessage(data)
+	if err != nil || m.err == nil || id == 0 {
+		return failure
+	}
+	// In the modern era the request may have been refused before its id was read.
+	// In the legacy one that is how a session is refused that is not known.
+	if unread := m.id == nil || string(m.id) == "null"; m.answers(id) || unread && header[headerMethod] != nil {
 		return m.err
 	}
 	return failure
@@ -374,7 +382,7 @@ func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in inco
 		if requests++; requests > maxRequests {
 			return nil, w.remote.fail(KindBadAnswer, nil, "sent more than %d requests of its own instead of an answer.", maxRequests)
 		}
-		in.request(m.id, m.method)
+		in.request(m.id, m.method, m.params)
 	}
 }
 
