@@ -48,6 +48,8 @@ type connection struct {
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
+	recalled     sync.Once // what was listed in an earlier run
+	memo         memo
 
 	mu         sync.Mutex       // guards all below; never held over the network
 	epoch      int              // counts disconnects: what began before one does not count after it
@@ -361,6 +363,7 @@ func (c *connection) startDialLocked(loud bool) *attempt {
 
 // dial initializes an MCP session and has its tools listed.
 func (c *connection) dial(a *attempt) {
+	c.recalled.Do(c.recall)
 	l, err := c.begin(c.session.ctx, a.loud)
 	c.mu.Lock()
 	if c.dialing == a {
@@ -485,6 +488,7 @@ func (c *connection) list(a *attempt) {
 	if read != nil && c.catalog.update(read) {
 		c.status.Tools = len(c.catalog.Tools)
 		changed = true
+		c.remember(c.catalog)
 	}
 	if c.relist && c.link == a.link {
 		c.startListLocked(a.link, false)
@@ -618,13 +622,14 @@ func (c *connection) quietly(ctx context.Context) error {
 func (c *connection) disconnect() {
 	c.mu.Lock()
 	l := c.unlinkLocked()
-	known := c.catalog.Known
+	known := c.catalog.Known || len(c.catalog.Tools) > 0
 	c.epoch++
 	c.dialing, c.listing, c.listed = nil, nil, nil
 	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
 	c.mu.Unlock()
+	c.unremember()
 	c.closeSides(func(sideKey) bool { return true })
 	if known {
 		c.session.changed()
