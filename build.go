@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 
 	"gatehouse/auth"
@@ -94,6 +95,10 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
+		if server.Command != "" {
+			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
+			continue
+		}
 		config, err := remoteTLS(cfg, server)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
@@ -110,7 +115,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		}
 		remotes = append(remotes, session.Remote{
 			Name: server.Name, URL: server.URL.String(), Headers: headers,
-			Timeout: server.Timeout, HTTP: client,
+			Timeout: server.Timeout, HTTP: client, SSE: server.Type == "sse",
 		})
 		if server.Auth.Type != "oauth" {
 			continue
@@ -144,6 +149,34 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		}
 	}
 	return broker, remotes, nil
+}
+
+// inherited are the variables of the gateway's own environment that a local
+// command gets: what programs need to run at all. The rest may hold secrets
+// that are none of its business.
+var inherited = []string{
+	"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+	"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS",
+	"APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROCESSOR_ARCHITECTURE", "PROGRAMDATA", "PROGRAMFILES",
+	"SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE", "WINDIR",
+}
+
+// localCommand is how a remote that is a local program is started.
+func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command {
+	c := &session.Command{Path: server.Command, Args: server.Args}
+	if server.Dir != "" {
+		c.Dir = cfg.Path(server.Dir)
+	}
+	for _, name := range inherited {
+		if value, ok := os.LookupEnv(name); ok {
+			c.Env = append(c.Env, name+"="+value)
+		}
+	}
+	for name, value := range server.Env {
+		c.Env = append(c.Env, name+"="+value.Value())
+	}
+	return c
 }
 
 func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, error) {
@@ -229,8 +262,8 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 		switch {
 		case server.Disabled:
 			fmt.Fprintf(c.out, "%s: disabled\n", server.Name)
-		case server.Unsupported != "":
-			fmt.Fprintf(c.out, "%s: %s\n", server.Name, server.Unsupported)
+		case server.Command != "":
+			fmt.Fprintf(c.out, "%s: the local command %s\n", server.Name, server.Command)
 		default:
 			fmt.Fprintf(c.out, "%s: %s, sign-in: %s\n", server.Name, withoutQuery(server.URL.String()), server.Auth.Type)
 		}
@@ -279,6 +312,9 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 		}
 		fmt.Fprintln(c.out)
 	}
+	if remote.Command != nil {
+		return inspectCommand(c, remote)
+	}
 	resp, err := session.Probe(ctx, remote, "gatehouse", version)
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", remote.Name, err)
@@ -303,6 +339,16 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 		return err
 	}
 	fmt.Fprintf(c.out, "%s: a sign-in would begin here.\n", remote.Name)
+	return nil
+}
+
+// inspectCommand says whether a local command is there. It does not start it.
+func inspectCommand(c *command, remote session.Remote) error {
+	path, err := exec.LookPath(remote.Command.Path)
+	if err != nil {
+		return fmt.Errorf("%s is a local command that cannot be started: %w", remote.Name, err)
+	}
+	fmt.Fprintf(c.out, "ok   command %s\n%s is a local command; it is started when it is first needed.\n", path, remote.Name)
 	return nil
 }
 

@@ -39,12 +39,15 @@ type Server struct {
 	Headers        map[string]secret.Text
 	Timeout        time.Duration // of one call
 	Disabled       bool
-	Unsupported    string  // why it cannot run in this version; empty: it can
 	Prefix         *string // nil: the name
 	Tools          Tools
 	AllowAddresses []netip.Prefix
 	TLS            TLS
 	Auth           Auth
+	Command        string // of a local program; empty unless Type is stdio
+	Args           []string
+	Env            map[string]secret.Text // beside what every program gets
+	Dir            string                 // where it runs; empty: where the gateway does
 }
 
 // Tools are globs over the remote's own tool names.
@@ -249,7 +252,7 @@ func (c *Config) Path(file string) string {
 func (c *Config) Running() []*Server {
 	var out []*Server
 	for i := range c.Servers {
-		if s := &c.Servers[i]; !s.Disabled && s.Unsupported == "" {
+		if s := &c.Servers[i]; !s.Disabled {
 			out = append(out, s)
 		}
 	}
@@ -351,7 +354,7 @@ func (c *Config) readServers(r *reader, v value) {
 		r.offsets[join(at, name)] = m.Name.StartOffset
 		server := readServer(r, join(at, name), name, m.Value)
 		c.Servers = append(c.Servers, server)
-		if prefix := sanitize(server.ToolPrefix()); !server.Disabled && server.Unsupported == "" && prefix != "" {
+		if prefix := sanitize(server.ToolPrefix()); !server.Disabled && prefix != "" {
 			if other, taken := prefixes[prefix]; taken {
 				r.note(join(at, name), "its tools have the same prefix as those of %s: where names meet, the later one gets a suffix", other)
 			}
@@ -364,7 +367,7 @@ func readServer(r *reader, at, name string, v value) Server {
 	var f serverFile
 	f.Disabled = boolMember(v, "disabled")
 	// What does not run needs no variables.
-	r.lenient = f.Disabled || hasMember(v, "command") || textMember(v, "type") == "sse"
+	r.lenient = f.Disabled
 	r.unset = 0
 	defer func() { r.lenient = false }()
 	known := jsonKeys(reflect.TypeFor[serverFile]())
@@ -372,7 +375,7 @@ func readServer(r *reader, at, name string, v value) Server {
 	r.decode(v, at, reflect.ValueOf(&f).Elem(), func(path, key string) {
 		r.note(path, "not a key of the gateway's, ignored%s", didYouMean(key, known))
 	})
-	s := Server{Name: name, Disabled: f.Disabled, Prefix: f.Prefix, Tools: f.Tools, TLS: f.TLS, Timeout: 60 * time.Second}
+	s := Server{Name: name, Disabled: f.Disabled, Prefix: f.Prefix, Tools: f.Tools, TLS: f.TLS}
 	checkName(r, at, &s)
 	s.Type = checkType(r, at, &f, hasMember(v, "url"))
 	if f.Command != "" && f.URL != "" {
@@ -380,17 +383,23 @@ func readServer(r *reader, at, name string, v value) Server {
 	}
 	switch s.Type {
 	case "stdio":
-		s.Unsupported = "local commands are " + notYet
 		switch {
-		case f.Command != "" || r.unset > 0:
+		case f.Command != "" || r.given(at+".command"):
 		case f.Type != "":
 			r.problem(at, `has no "command"`)
 		default:
 			r.problem(at, `has neither "url" nor "command"`)
 		}
+		s.Command, s.Args, s.Dir, s.Auth.Type = f.Command, f.Args, f.Cwd, "none"
+		s.Env = checkEnv(r, at+".env", f.Env)
+		s.Timeout = checkTimeout(r, at+".timeout", f.Timeout)
+		checkTools(r, at+".tools", f.Tools)
+		for key, given := range map[string]bool{"headers": f.Headers != nil, "allowAddresses": f.AllowAddresses != nil, "tls": f.TLS != TLS{}, "auth": r.given(at + ".auth")} {
+			if given {
+				r.problem(join(at, key), `is for remotes with a "url"; a local program has none`)
+			}
+		}
 		return s
-	case "sse":
-		s.Unsupported = "the deprecated HTTP+SSE transport is " + notYet
 	}
 	if r.unset > 0 {
 		return s // its values are not those that would be checked
@@ -398,25 +407,46 @@ func readServer(r *reader, at, name string, v value) Server {
 	s.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
 	s.URL = checkRemoteURL(r, at+".url", f.URL, s.AllowAddresses)
 	s.Headers = checkHeaders(r, at+".headers", f.Headers)
-	if f.Timeout != "" {
-		d, err := time.ParseDuration(f.Timeout)
-		if err != nil || d <= 0 || d > time.Hour {
-			r.problem(at+".timeout", `must be a duration such as "60s", at most 1h`)
-		}
-		s.Timeout = d
-	}
-	for list, patterns := range map[string][]string{"allow": f.Tools.Allow, "deny": f.Tools.Deny} {
-		for i, pattern := range patterns {
-			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
-				r.problem(fmt.Sprintf("%s.tools.%s.%d", at, list, i), "is not a pattern: * stands for anything, ? for one character")
-			}
-		}
-	}
+	s.Timeout = checkTimeout(r, at+".timeout", f.Timeout)
+	checkTools(r, at+".tools", f.Tools)
 	if (f.TLS.Cert == "") != (f.TLS.Key == "") {
 		r.problem(at+".tls", `"cert" and "key" go together`)
 	}
 	s.Auth = checkAuth(r, at+".auth", &f.Auth, s.AllowAddresses)
 	return s
+}
+
+func checkTimeout(r *reader, at, text string) time.Duration {
+	if text == "" {
+		return 60 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 || d > time.Hour {
+		r.problem(at, `must be a duration such as "60s", at most 1h`)
+	}
+	return d
+}
+
+func checkTools(r *reader, at string, tools Tools) {
+	for list, patterns := range map[string][]string{"allow": tools.Allow, "deny": tools.Deny} {
+		for i, pattern := range patterns {
+			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+				r.problem(fmt.Sprintf("%s.%s.%d", at, list, i), "is not a pattern: * stands for anything, ? for one character")
+			}
+		}
+	}
+}
+
+func checkEnv(r *reader, at string, env map[string]string) map[string]secret.Text {
+	out := make(map[string]secret.Text, len(env))
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			r.problem(join(at, name), "is not an environment variable")
+			continue
+		}
+		out[name] = secret.New(value)
+	}
+	return out
 }
 
 // clientForms translates what clients write in their own way in an entry: the

@@ -277,12 +277,8 @@ func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
 
 func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus {
 	out := remoteStatus{Name: server.Name, SignIn: "none"}
-	switch {
-	case server.Disabled:
+	if server.Disabled {
 		out.Status, out.Advice = "disabled", "It is switched off in the config."
-		return out
-	case server.Unsupported != "":
-		out.Status, out.Advice = "unsupported", server.Unsupported
 		return out
 	}
 	conn := v.session.Status(server.Name)
@@ -472,11 +468,8 @@ func (g *Gateway) serverNamed(name string) (*Server, string) {
 			known = append(known, s.Name)
 			continue
 		}
-		switch {
-		case s.Disabled:
+		if s.Disabled {
 			return nil, name + " is switched off in the config."
-		case s.Unsupported != "":
-			return nil, name + ": " + s.Unsupported
 		}
 		return s, ""
 	}

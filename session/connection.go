@@ -245,6 +245,9 @@ func (c *connection) drop(l *link, err error) {
 		return
 	}
 	c.unlinkLocked()
+	if _, owned := l.via.(*duplex); owned {
+		c.letGo(l)
+	}
 	if err == nil {
 		c.mu.Unlock()
 		return
@@ -480,6 +483,9 @@ func (c *connection) list(a *attempt) {
 	c.listing, c.listed, c.listedAt = nil, a, time.Now()
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
+		if _, owned := a.link.via.(*duplex); owned {
+			c.letGo(a.link)
+		}
 	}
 	news := c.settleLocked(err)
 	changed := err == nil && (news || said)

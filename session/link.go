@@ -178,18 +178,23 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 }
 
 // initialize is the handshake of the legacy era: initialize, and initialized.
-func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage) (*link, error) {
+// Before is the transport of an attempt in the other era, if it is still good.
+func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage, before transport) (*link, error) {
 	params, err := initializeParams(c.session.pool.info, profile)
 	if err != nil {
 		return nil, err
 	}
 	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile}
-	if l.via, err = c.open(ctx, l); err != nil {
-		return nil, err
-	}
 	err = c.wire.authorized(ctx, loud, func() error {
-		ctx, cancel := within(ctx, dialTimeout)
+		ctx, cancel := within(ctx, c.remote.patience(dialTimeout))
 		defer cancel()
+		if l.via == nil {
+			via, err := c.reopened(ctx, l, before)
+			if err != nil {
+				return err
+			}
+			l.via = via
+		}
 		result, header, err := l.request(ctx, c.ids.Add(1), "initialize", params, nil)
 		if err == nil {
 			err = l.readInitialized(result, header)
@@ -197,7 +202,7 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 		return err
 	})
 	if err != nil {
-		c.goodbye(l)
+		c.abandon(l)
 		return nil, c.refusedToBegin(err)
 	}
 	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
@@ -240,9 +245,6 @@ func implementation(name, version string) json.RawMessage {
 	return info
 }
 
-// open returns what carries a new link's messages.
-func (c *connection) open(_ context.Context, _ *link) (transport, error) { return &c.wire, nil }
-
 // sideKey is whose a side link is.
 type sideKey struct {
 	client  any
@@ -269,6 +271,10 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		key.client = from.Client
 	}
 	switch {
+	case c.remote.Command != nil:
+		// One program for each principal: two would get into each other's way.
+		main.heardBy(from.Later)
+		return main, func() {}, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):
@@ -355,7 +361,7 @@ func (c *connection) makeRoomLocked() {
 
 // openSide initializes a side link.
 func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawMessage)) {
-	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile))
+	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile), nil)
 	if err == nil {
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		l.side, l.later = true, later
@@ -423,7 +429,14 @@ func (c *connection) closeSideLocked(key sideKey, s *side) {
 	}
 	if l := s.link; l != nil {
 		l.stop()
-		c.session.spawn(func() { c.goodbye(l) })
+		c.letGo(l)
+	}
+}
+
+// letGo says goodbye in the background.
+func (c *connection) letGo(l *link) {
+	if !c.session.spawn(func() { c.goodbye(l) }) {
+		go c.goodbye(l) // the session is closing, and does not know this link any more
 	}
 }
 
@@ -438,6 +451,7 @@ func (c *connection) dropSide(l *link) {
 				s.idle.Stop()
 			}
 			l.stop()
+			c.letGo(l)
 		}
 	}
 }
