@@ -44,9 +44,12 @@ type connection struct {
 	ids     atomic.Int64  // of our requests, over all links
 	aside   chan struct{} // slots of messages that nobody waits for
 	wanting atomic.Bool   // the state is StateSignInNeeded
+	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
+	recalled     sync.Once // what was listed in an earlier run
+	memo         memo
 
 	mu         sync.Mutex       // guards all below; never held over the network
 	epoch      int              // counts disconnects: what began before one does not count after it
@@ -360,6 +363,7 @@ func (c *connection) startDialLocked(loud bool) *attempt {
 
 // dial initializes an MCP session and has its tools listed.
 func (c *connection) dial(a *attempt) {
+	c.recalled.Do(c.recall)
 	l, err := c.begin(c.session.ctx, a.loud)
 	c.mu.Lock()
 	if c.dialing == a {
@@ -460,6 +464,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
+	said := c.said.Swap(false)
 	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
 		err = c.remote.gone()
@@ -476,13 +481,14 @@ func (c *connection) list(a *attempt) {
 		c.unlinkLocked()
 	}
 	news := c.settleLocked(err)
-	changed := news && err == nil
+	changed := err == nil && (news || said)
 	if read != nil && a.link.modern {
 		c.headers = read.headers
 	}
 	if read != nil && c.catalog.update(read) {
 		c.status.Tools = len(c.catalog.Tools)
 		changed = true
+		c.remember(c.catalog)
 	}
 	if c.relist && c.link == a.link {
 		c.startListLocked(a.link, false)
@@ -616,13 +622,14 @@ func (c *connection) quietly(ctx context.Context) error {
 func (c *connection) disconnect() {
 	c.mu.Lock()
 	l := c.unlinkLocked()
-	known := c.catalog.Known
+	known := c.catalog.Known || len(c.catalog.Tools) > 0
 	c.epoch++
 	c.dialing, c.listing, c.listed = nil, nil, nil
 	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
 	c.mu.Unlock()
+	c.unremember()
 	c.closeSides(func(sideKey) bool { return true })
 	if known {
 		c.session.changed()

@@ -110,12 +110,17 @@ func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
 	}
 	l.via = via
 	var result json.RawMessage
-	err = c.wire.authorized(ctx, loud, func() (err error) {
-		ctx, cancel := within(ctx, probeTimeout)
-		defer cancel()
-		result, _, err = l.request(ctx, c.ids.Add(1), "server/discover", nil, nil)
-		return err
-	})
+	for try := 0; ; try++ {
+		err = c.wire.authorized(ctx, loud, func() (err error) {
+			ctx, cancel := within(ctx, probeTimeout)
+			defer cancel()
+			result, _, err = l.request(ctx, c.ids.Add(1), "server/discover", nil, nil)
+			return err
+		})
+		if try > 0 || !offersModern(err) {
+			break
+		}
+	}
 	if err == nil {
 		err = l.readDiscovery(result)
 	}
@@ -124,6 +129,19 @@ func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// offersModern reports whether a refusal of our version names it as one that is
+// supported: then it is worth another try.
+func offersModern(err error) bool {
+	refusal, ok := errors.AsType[*ResponseError](err)
+	if !ok || refusal.Code != codeUnsupportedVersion {
+		return false
+	}
+	var data struct {
+		Supported []string `json:"supported"`
+	}
+	return json.Unmarshal(refusal.Data, &data) == nil && slices.Contains(data.Supported, modernVersion)
 }
 
 // readDiscovery reads the answer to server/discover.

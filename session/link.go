@@ -18,6 +18,8 @@ import (
 const (
 	maxSides = 64               // links of a connection beside the main one
 	sideIdle = 10 * time.Minute // after which one is closed that nobody uses
+
+	streamWait = time.Second // of the first call on a link for its event stream
 )
 
 // link is one agreement with the remote: in the legacy era an MCP session, from
@@ -41,9 +43,11 @@ type link struct {
 
 	ctx       context.Context // ends with the link; set when it is the connection's
 	stop      context.CancelFunc
-	listening bool // on the remote's event stream; guarded by the connection's mu
-	relisten  bool // a list has been read since it began to; guarded like it
-	silent    bool // the remote has none; guarded like it
+	listening bool          // on the remote's event stream; guarded by the connection's mu
+	relisten  bool          // a list has been read since it began to; guarded like it
+	silent    bool          // the remote has none; guarded like it
+	opened    chan struct{} // closed when the stream of a side link is open, or has failed
+	once      sync.Once     // closes opened
 
 	mu    sync.Mutex      // guards all below
 	calls map[int64]*call // in flight, by request id
@@ -79,6 +83,13 @@ func (l *link) request(ctx context.Context, id int64, method string, params json
 		}
 	}
 	return l.via.request(ctx, header, id, method, params, l.incoming(c))
+}
+
+// streamKnown says that it is known whether there is an event stream.
+func (l *link) streamKnown() {
+	if l.opened != nil {
+		l.once.Do(func() { close(l.opened) })
+	}
 }
 
 // readCapabilities reads what a server declares, in an answer to method.
@@ -357,14 +368,30 @@ func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawM
 		delete(c.sides, key)
 	case err == nil && gone:
 		l.stop()
-	case err == nil && key.client != nil:
-		// Many servers ask on this stream, whichever call it is for.
+	case err == nil:
+		// Many servers ask on this stream, whichever call it is for; and what they
+		// ask before it is open is lost.
+		l.opened = make(chan struct{})
 		l.listening = c.session.spawn(func() { c.listen(l) })
 	}
 	c.mu.Unlock()
+	if err == nil && !gone {
+		l.awaitStream()
+	}
 	close(s.done)
 	if err == nil && gone {
 		c.goodbye(l)
+	}
+}
+
+// awaitStream waits a moment for the event stream of a new link.
+func (l *link) awaitStream() {
+	timer := time.NewTimer(streamWait)
+	defer timer.Stop()
+	select {
+	case <-l.opened:
+	case <-timer.C:
+	case <-l.ctx.Done():
 	}
 }
 

@@ -44,12 +44,21 @@ type Authorizer interface {
 	Challenge(ctx context.Context, resp *http.Response) error
 }
 
+// Memory keeps what remotes have listed from one run to the next ([auth.Broker]
+// is one). What it fails at is lost, and no harm.
+type Memory interface {
+	Remember(ctx context.Context, p auth.Principal, remote, url string, listed []byte) error
+	Recall(ctx context.Context, p auth.Principal, remote, url string) ([]byte, error)
+	Unremember(ctx context.Context, p auth.Principal, remote, url string) error
+}
+
 // Config says what a pool connects to.
 type Config struct {
 	Remotes     []Remote // in config order, names unique
 	Name        string   // how the gateway introduces itself to remotes
 	Version     string
 	Log         *slog.Logger // required
+	Memory      Memory       // may be nil
 	MaxSessions int          // at once; 0: 10,000
 }
 
@@ -58,6 +67,7 @@ type Config struct {
 type Pool struct {
 	info      json.RawMessage // how the gateway introduces itself
 	log       *slog.Logger
+	memory    Memory
 	max       int
 	remotes   []*remote
 	farewells chan struct{}
@@ -76,6 +86,7 @@ func New(cfg Config) *Pool {
 	p := &Pool{
 		info:      implementation(cfg.Name, cfg.Version),
 		log:       cfg.Log,
+		memory:    cfg.Memory,
 		max:       cfg.MaxSessions,
 		farewells: make(chan struct{}, maxFarewells),
 		sessions:  map[auth.Principal]*Session{},

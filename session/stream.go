@@ -131,6 +131,7 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 		resp, err = c.wire.get(l.ctx, header)
 		return err
 	})
+	l.streamKnown()
 	if err != nil {
 		return false, err
 	}
