@@ -109,6 +109,7 @@ func (c *clients) end(cl *client) {
 	if !known {
 		return
 	}
+	c.hangUp(cl)
 	cl.session.Close()
 	cl.view.levels.forget(cl.session)
 	cl.view.peers.forget(cl.session)
@@ -116,6 +117,15 @@ func (c *clients) end(cl *client) {
 	c.g.unsubscribeAll(caller{view: cl.view, client: cl.session})
 	if cl.view.principal.Ephemeral() {
 		c.g.end(cl.view.principal)
+	}
+}
+
+// hangUp ends the calls that a client has in flight, where nobody shares its
+// connections: closing its session waits for them, and it may be their client
+// that they wait for.
+func (c *clients) hangUp(cl *client) {
+	if cl.view.principal.Ephemeral() {
+		c.g.sessions.End(cl.view.principal)
 	}
 }
 
@@ -129,11 +139,19 @@ func (c *clients) sweep() {
 			return
 		case <-ticker.C:
 		}
-		for _, cl := range c.idle() {
-			c.g.log.Info("session ended: idle", "session", shortID(cl.id))
-			c.end(cl)
-		}
+		c.endIdle()
 	}
+}
+
+// endIdle ends them all at once: a remote that is down makes each goodbye take
+// its time.
+func (c *clients) endIdle() {
+	var ending sync.WaitGroup
+	for _, cl := range c.idle() {
+		c.g.log.Info("session ended: idle", "session", shortID(cl.id))
+		ending.Go(func() { c.end(cl) })
+	}
+	ending.Wait()
 }
 
 func (c *clients) idle() (gone []*client) {

@@ -225,6 +225,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if r.Method == http.MethodDelete {
+		g.clients.hangUp(client)
+	}
 	g.legacy.ServeHTTP(w, withServer(r, client.view.server))
 	if r.Method == http.MethodDelete {
 		g.log.Info("session ended by the client", "session", shortID(id))
