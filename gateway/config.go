@@ -256,6 +256,29 @@ func (c *Config) Running() []*Server {
 	return out
 }
 
+// Named finds a remote that runs, or says what to do instead.
+func (c *Config) Named(name string) (server *Server, say string) {
+	var known []string
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if s.Name != name {
+			known = append(known, s.Name)
+			continue
+		}
+		switch {
+		case s.Disabled:
+			return nil, name + " is switched off in the config."
+		case s.Unsupported != "":
+			return nil, name + ": " + s.Unsupported
+		}
+		return s, ""
+	}
+	if name == "" {
+		return nil, fmt.Sprintf("Which remote? There are: %s.", strings.Join(known, ", "))
+	}
+	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
+}
+
 // ToolPrefix is what the remote's tool names begin with; empty: nothing.
 func (s *Server) ToolPrefix() string {
 	if s.Prefix != nil {

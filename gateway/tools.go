@@ -375,7 +375,7 @@ func describe(s remoteStatus, now time.Time) string {
 // link when it is dialed; one that lets everybody connect and asks later, from
 // what it publishes.
 func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMessage, error) {
-	server, say := g.serverNamed(name)
+	server, say := g.cfg.Named(name)
 	if server == nil {
 		return toolError(say)
 	}
@@ -419,7 +419,7 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	}
 	var remotes []string
 	if name != "" {
-		server, say := g.serverNamed(name)
+		server, say := g.cfg.Named(name)
 		if server == nil {
 			return toolError(say)
 		}
@@ -459,34 +459,11 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	return remote + ": signed out; the tokens are forgotten here. The authorization server did not confirm that it revoked them."
 }
 
-// serverNamed finds a remote that runs, or says what to do instead.
-func (g *Gateway) serverNamed(name string) (*Server, string) {
-	var known []string
-	for i := range g.cfg.Servers {
-		s := &g.cfg.Servers[i]
-		if s.Name != name {
-			known = append(known, s.Name)
-			continue
-		}
-		switch {
-		case s.Disabled:
-			return nil, name + " is switched off in the config."
-		case s.Unsupported != "":
-			return nil, name + ": " + s.Unsupported
-		}
-		return s, ""
-	}
-	if name == "" {
-		return nil, fmt.Sprintf("Which remote? There are: %s.", strings.Join(known, ", "))
-	}
-	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
-}
-
 // findTools is gateway_find_tools: every word of the query counts, in the name
 // more than in the description.
 func (g *Gateway) findTools(ctx context.Context, c caller, query, server string, limit int) (json.RawMessage, error) {
 	if server != "" {
-		if s, say := g.serverNamed(server); s == nil {
+		if s, say := g.cfg.Named(server); s == nil {
 			return toolError(say)
 		}
 	}
