@@ -112,10 +112,14 @@ func TestCheckRemote(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"401", "oauth-protected-resource", "oauth-authorization-server", as.Issuer(), "S256"} {
+	for _, want := range []string{"401", "oauth-protected-resource", "oauth-authorization-server", as.Issuer(), "S256",
+		"the first sign-in registers", "issuer " + as.Issuer(), "authorization endpoint " + as.Issuer(), "scopes: "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the walk does not mention %s:\n%s", want, out)
 		}
+	}
+	if n := as.Count(authtest.EndpointRegister); n != 0 {
+		t.Errorf("the check registered %d times", n)
 	}
 	remote.Set(func(k *authtest.RemoteKnobs) { k.Open = true })
 	if out, err = check(); err != nil || !strings.Contains(out, "asks for no sign-in") {
