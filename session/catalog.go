@@ -36,7 +36,6 @@ type Catalog struct {
 	Known        bool         // the tools have been listed at least once
 	Connected    bool         // there is an MCP session at the remote
 	Offers       Capabilities // as the remote declared them when it was last dialed
-	Instructions string
 }
 
 // Capabilities are what a remote declares to have.
