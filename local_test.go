@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -207,7 +208,7 @@ func TestCommands(t *testing.T) {
 		t.Errorf("login: %v", err)
 	}
 
-	if out := output("status"); !strings.Contains(out, "notes: connected, 3 tools; signed in") {
+	if out := output("status"); !regexp.MustCompile(`notes: connected, 3 tools, server authtest \S+, protocol 20\S+; signed in`).MatchString(out) {
 		t.Errorf("status: %s", out)
 	}
 	if out := output("login", "notes"); !strings.Contains(out, "already signed in") {

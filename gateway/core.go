@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -187,5 +188,9 @@ func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, er
 		}
 		return
 	}
-	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
+	level := slog.LevelInfo
+	if refusal, ok := errors.AsType[*auth.Error](err); ok && refusal.Kind != auth.KindForbidden {
+		level = slog.LevelDebug // auth has said so
+	}
+	g.log.Log(ctx, level, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
 }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -93,12 +94,24 @@ func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
 func (g *Gateway) guardHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !g.hostAllowed(r.Host) {
-			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method)
+			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method, "host", printable(r.Host))
 			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// printable is as much of foreign text as a log may hold.
+func printable(s string) string {
+	const most = 100
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), most)])
+	return s
 }
 
 // guardOrigin refuses what a foreign page sends. MCP, streamable HTTP: "Servers

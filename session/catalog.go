@@ -27,15 +27,15 @@ const (
 
 // Catalog is what a remote has last listed for a principal.
 type Catalog struct {
-	Remote       string
-	Generation   uint64       // another one: other contents
-	Tools        []Definition // all lists in the remote's order, never changed
-	Prompts      []Definition
-	Resources    []Definition
-	Templates    []Definition // of resources
-	Known        bool         // the tools have been listed at least once
-	Connected    bool         // there is an MCP session at the remote
-	Offers       Capabilities // as the remote declared them when it was last dialed
+	Remote     string
+	Generation uint64       // another one: other contents
+	Tools      []Definition // all lists in the remote's order, never changed
+	Prompts    []Definition
+	Resources  []Definition
+	Templates  []Definition // of resources
+	Known      bool         // the tools have been listed at least once
+	Connected  bool         // there is an MCP session at the remote
+	Offers     Capabilities // as the remote declared them when it was last dialed
 }
 
 // Capabilities are what a remote declares to have.
