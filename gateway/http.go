@@ -237,6 +237,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if r.Method == http.MethodDelete {
+		client.leave() // nobody waits for its calls any more
+	}
 	g.legacy.ServeHTTP(w, withServer(r, client.view.server))
 	if r.Method == http.MethodDelete {
 		g.log.Info("session ended by the client", "session", shortID(id))
