@@ -244,19 +244,6 @@ func TestStdioAnswersFirst(t *testing.T) {
 	}
 }
 
-// TestStdioNonsense: what is no JSON is said to be that.
-func TestStdioNonsense(t *testing.T) {
-	t.Parallel()
-	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
-	cmd := exec.Command("gatehouse", "stdio", "--config", writeConfig(t, config("", "r", remote.URL)))
-	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+t.TempDir())
-	cmd.Stdin = strings.NewReader("hello\n")
-	out, err := cmd.CombinedOutput()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "one JSON message per line") {
-		t.Errorf("%v: %s", err, out)
-	}
-}
-
 // TestStdioReaderGone: a client that stops reading ends the process, which
 // still ends in order.
 func TestStdioReaderGone(t *testing.T) {

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,12 +31,11 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 		g.Drain(bounded)
 		stop()
 	})
-	err = v.server.Run(running, &stdioTransport{Transport: &mcp.IOTransport{Reader: in, Writer: out}, g: g, drain: drain})
+	writer := &oneByOne{WriteCloser: out}
+	reader := newLines(in, writer, g.cfg.Gateway.Limits.BodyBytes)
+	err = v.server.Run(running, &stdioTransport{Transport: &mcp.IOTransport{Reader: reader, Writer: writer, MaxLineLength: -1}, g: g, drain: drain})
 	if !cancelled() {
 		<-running.Done() // the drain has the rest
-	}
-	if _, malformed := errors.AsType[*json.SyntaxError](err); malformed {
-		return fmt.Errorf("the client sent something that is not JSON (MCP over stdio is one JSON message per line): %w", err)
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
 		return nil // the client left, or we were told to
