@@ -70,9 +70,8 @@ type flowRecord struct {
 
 // Outcome is what came of a connection after its sign-in.
 type Outcome struct {
-	OK    bool
-	Tools int
-	Say   string // for the page
+	OK  bool
+	Say string // for the page
 }
 
 // FlowInfo is what a page may know of a flow.
