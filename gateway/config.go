@@ -113,9 +113,10 @@ type Limits struct {
 	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
 	BodyBytes              int `json:"bodyBytes"`
 
-	CallsInFlight  int `json:"callsInFlight" later:"true" default:"64"`
-	CallsPerSecond int `json:"callsPerSecond" later:"true"`
-	ExchangeCache  int `json:"exchangeCache" later:"true" default:"10000"`
+	CallsInFlight  int `json:"callsInFlight"`  // of one principal
+	CallsPerSecond int `json:"callsPerSecond"` // of one principal; 0: any number
+
+	ExchangeCache int `json:"exchangeCache" later:"true" default:"10000"`
 }
 
 // Log is how the gateway logs.
@@ -727,19 +728,22 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		name  string
 		value *int
 		def   int
+		min   int
 		max   int
 	}{
-		{"callbackPerMinute", &g.Limits.CallbackPerMinute, 20, 1_000_000},
-		{"callbackPerMinuteTotal", &g.Limits.CallbackPerMinuteTotal, 500, 1_000_000},
-		{"sessions", &g.Limits.Sessions, 10_000, 1_000_000},
-		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1_000},
-		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1 << 30},
+		{"callbackPerMinute", &g.Limits.CallbackPerMinute, 20, 1, 1_000_000},
+		{"callbackPerMinuteTotal", &g.Limits.CallbackPerMinuteTotal, 500, 1, 1_000_000},
+		{"sessions", &g.Limits.Sessions, 10_000, 1, 1_000_000},
+		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1, 1_000},
+		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1, 1 << 30},
+		{"callsInFlight", &g.Limits.CallsInFlight, 64, 1, 100_000},
+		{"callsPerSecond", &g.Limits.CallsPerSecond, 0, 0, 100_000},
 	} {
 		path := at + ".limits." + limit.name
 		if !r.given(path) {
 			*limit.value = limit.def
-		} else if *limit.value < 1 || *limit.value > limit.max {
-			r.problem(path, "must be from 1 to %d", limit.max)
+		} else if *limit.value < limit.min || *limit.value > limit.max {
+			r.problem(path, "must be from %d to %d", limit.min, limit.max)
 		}
 	}
 }

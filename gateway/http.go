@@ -220,7 +220,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
 			return
 		}
-		g.serveView(w, r, g.modern, auth.Local)
+		g.serveView(w, r, g.modern, auth.Local, method)
 		return
 	}
 	id := r.Header.Get("Mcp-Session-Id")
@@ -237,6 +237,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if g.refuseCall(w, client.view, method) {
+		return
+	}
 	if r.Method == http.MethodDelete {
 		client.leave() // nobody waits for its calls any more
 	}
@@ -273,12 +276,12 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 		return
 	}
 	if g.cfg.Gateway.Sessions == "shared" {
-		g.serveView(w, r, g.legacy, auth.Local)
+		g.serveView(w, r, g.legacy, auth.Local, method)
 		return
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
-	g.serveView(w, r, g.legacy, principal)
+	g.serveView(w, r, g.legacy, principal, method)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
 		return
@@ -286,14 +289,33 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 	g.log.Info("session began", "session", shortID(id))
 }
 
-func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal) {
+func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal, method string) {
 	v, err := g.view(p)
 	if err != nil {
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	h.ServeHTTP(w, withServer(r, v.server))
+	if !g.refuseCall(w, v, method) {
+		h.ServeHTTP(w, withServer(r, v.server))
+	}
+}
+
+// refuseCall answers a call that is one too many for its principal. It is
+// counted further in, so that one that slips through is refused there.
+func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool {
+	switch method {
+	case "tools/call", "prompts/get", "resources/read", "completion/complete":
+	default:
+		return false
+	}
+	refused := v.calls.refused()
+	if refused == nil {
+		return false
+	}
+	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
+	http.Error(w, refused.say(), http.StatusTooManyRequests)
+	return true
 }
 
 func withServer(r *http.Request, s *mcp.Server) *http.Request {
