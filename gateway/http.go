@@ -356,11 +356,11 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 }
 
 // NewServer returns the HTTP server for h with the limits that a slow or
-// hostile peer meets. There is no write timeout: event streams stay open.
+// hostile peer meets.
 func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
+		Handler:           limitSlow(h, readBodyTime, writeTime),
+		ReadHeaderTimeout: readHeaderTime,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
