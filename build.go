@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"gatehouse/auth"
@@ -273,6 +275,9 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 }
 
 func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name string) error {
+	if server, say := cfg.Named(name); server == nil {
+		return usageError{errors.New(say)}
+	}
 	log, err := c.logger("warn", "auto")
 	if err != nil {
 		return err
@@ -287,12 +292,8 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer broker.Close()
-	for _, remote := range remotes {
-		if remote.Name == name {
-			return inspect(ctx, c, broker, remote)
-		}
-	}
-	return usageError{fmt.Errorf("the config has no remote %q that runs", name)}
+	running := slices.IndexFunc(remotes, func(r session.Remote) bool { return r.Name == name })
+	return inspect(ctx, c, broker, remotes[running])
 }
 
 // inspect asks the remote without a token and prints each step from its answer

@@ -116,9 +116,10 @@ type Limits struct {
 	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
 	BodyBytes              int `json:"bodyBytes"`
 
-	CallsInFlight  int `json:"callsInFlight" later:"true" default:"64"`
-	CallsPerSecond int `json:"callsPerSecond" later:"true"`
-	ExchangeCache  int `json:"exchangeCache" later:"true" default:"10000"`
+	CallsInFlight  int `json:"callsInFlight"`  // of one principal
+	CallsPerSecond int `json:"callsPerSecond"` // of one principal; 0: any number
+
+	ExchangeCache int `json:"exchangeCache" later:"true" default:"10000"`
 }
 
 // Log is how the gateway logs.
@@ -257,6 +258,26 @@ func (c *Config) Running() []*Server {
 		}
 	}
 	return out
+}
+
+// Named finds a remote that runs, or says what to do instead.
+func (c *Config) Named(name string) (server *Server, say string) {
+	var known []string
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if s.Name != name {
+			known = append(known, s.Name)
+			continue
+		}
+		if s.Disabled {
+			return nil, name + " is switched off in the config."
+		}
+		return s, ""
+	}
+	if name == "" {
+		return nil, fmt.Sprintf("Which remote? There are: %s.", strings.Join(known, ", "))
+	}
+	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
 }
 
 // ToolPrefix is what the remote's tool names begin with; empty: nothing.
@@ -734,19 +755,22 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		name  string
 		value *int
 		def   int
+		min   int
 		max   int
 	}{
-		{"callbackPerMinute", &g.Limits.CallbackPerMinute, 20, 1_000_000},
-		{"callbackPerMinuteTotal", &g.Limits.CallbackPerMinuteTotal, 500, 1_000_000},
-		{"sessions", &g.Limits.Sessions, 10_000, 1_000_000},
-		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1_000},
-		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1 << 30},
+		{"callbackPerMinute", &g.Limits.CallbackPerMinute, 20, 1, 1_000_000},
+		{"callbackPerMinuteTotal", &g.Limits.CallbackPerMinuteTotal, 500, 1, 1_000_000},
+		{"sessions", &g.Limits.Sessions, 10_000, 1, 1_000_000},
+		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1, 1_000},
+		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1, 1 << 30},
+		{"callsInFlight", &g.Limits.CallsInFlight, 64, 1, 100_000},
+		{"callsPerSecond", &g.Limits.CallsPerSecond, 0, 0, 100_000},
 	} {
 		path := at + ".limits." + limit.name
 		if !r.given(path) {
 			*limit.value = limit.def
-		} else if *limit.value < 1 || *limit.value > limit.max {
-			r.problem(path, "must be from 1 to %d", limit.max)
+		} else if *limit.value < limit.min || *limit.value > limit.max {
+			r.problem(path, "must be from %d to %d", limit.min, limit.max)
 		}
 	}
 }

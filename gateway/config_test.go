@@ -54,7 +54,12 @@ func settings(members string) string {
 func TestConfigProblems(t *testing.T) {
 	const url = `"url": "https://r.example.com/mcp"`
 	for _, tt := range []struct{ config, want string }{
-		{``, "not valid JSON"},
+		{``, "1: : is empty: write {"},
+		{" // nothing here", "1: : is empty: write {"},
+		{"{\n  \"mcpServers\": {\n    \"r\": {" + url + "}\n", "2: : not valid JSON: the { that begins here has no end"},
+		{"{\"mcpServers\": {\n\"r\": {\"url\": \"https://", "2: : not valid JSON: the text that begins here has no end"},
+		{"/* \n {}", "1: : not valid JSON: the comment that begins here has no end"},
+		{`{"mcpServers": {}} x`, "not valid JSON: invalid character 'x' after top-level value"},
 		{`[]`, "must be an object"},
 		{`{}`, "names no remote"},
 		{`{"mcpServers": {}}`, "names no remote"},
@@ -156,7 +161,9 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"oauth": {"callbackPort": 70000}`), "must be a port"},
 		{settings(`"limits": {"callbackPerMinute": 0}`), "from 1 to"},
 		{settings(`"limits": {"sessions": 1.5}`), "must be a whole number"},
-		{settings(`"limits": {"callsInFlight": 5}`), "not supported yet"},
+		{settings(`"limits": {"callsInFlight": 0}`), "from 1 to"},
+		{settings(`"limits": {"callsPerSecond": -1}`), "from 0 to"},
+		{settings(`"limits": {"exchangeCache": 5}`), "not supported yet"},
 		{settings(`"log": {"level": "loud"}`), "debug, info"},
 		{settings(`"unknown": 1`), "unknown key"},
 		{strings.Repeat(`{"a":`, 200), "nested more than"},

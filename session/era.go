@@ -171,7 +171,7 @@ func offersModern(err error) bool {
 // readDiscovery reads the answer to server/discover.
 func (l *link) readDiscovery(result json.RawMessage) error {
 	r := l.connection.remote
-	got, err := rawjson.Get(result, "supportedVersions", "capabilities", "_meta", "instructions")
+	got, err := rawjson.Get(result, "supportedVersions", "capabilities", "_meta")
 	if err != nil {
 		return r.badAnswer(errors.New("a member twice in its answer to server/discover"))
 	}
@@ -190,7 +190,6 @@ func (l *link) readDiscovery(result json.RawMessage) error {
 			l.readServer(meta[0])
 		}
 	}
-	l.readInstructions(got[3])
 	return nil
 }
 

@@ -28,18 +28,17 @@ const (
 // there are links for clients that a legacy remote may ask something, so that
 // each declares what the client behind its calls can do.
 type link struct {
-	connection   *connection
-	via          transport
-	modern       bool
-	side         bool        // beside the main link
-	header       http.Header // of each request; never changed
-	version      string
-	offers       Capabilities
-	profile      json.RawMessage        // the capabilities that it was opened with
-	level        atomic.Pointer[string] // the log level that it was told, nil for none
-	server       string
-	build        string // the server's version of itself
-	instructions string
+	connection *connection
+	via        transport
+	modern     bool
+	side       bool        // beside the main link
+	header     http.Header // of each request; never changed
+	version    string
+	offers     Capabilities
+	profile    json.RawMessage        // the capabilities that it was opened with
+	level      atomic.Pointer[string] // the log level that it was told, nil for none
+	server     string
+	build      string // the server's version of itself
 
 	ctx       context.Context // ends with the link; set when it is the connection's
 	stop      context.CancelFunc
@@ -134,16 +133,10 @@ func (l *link) readServer(info json.RawMessage) {
 	}
 }
 
-func (l *link) readInstructions(value json.RawMessage) {
-	if text, ok := rawjson.String(value); ok && len(text) <= maxInstructions {
-		l.instructions = text
-	}
-}
-
 // readInitialized reads the answer to initialize.
 func (l *link) readInitialized(result json.RawMessage, header http.Header) error {
 	r := l.connection.remote
-	got, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo", "instructions")
+	got, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo")
 	if err != nil {
 		return r.badAnswer(errors.New("a member twice in its answer to initialize"))
 	}
@@ -161,7 +154,6 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 		return err
 	}
 	l.readServer(got[2])
-	l.readInstructions(got[3])
 	// "The client MUST include the MCP-Protocol-Version: <protocol-version> HTTP
 	// header on all subsequent requests to the MCP server".
 	l.header[headerProtocol] = []string{version}
