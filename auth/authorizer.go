@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"gatehouse/auth/endpoint"
 )
 
 // Authorizer is what a session asks about one principal at one remote.
@@ -324,7 +326,7 @@ func unionScopes(lists ...[]string) []string {
 	var union []string
 	for _, list := range lists {
 		for _, s := range list {
-			if s != "" && visibleASCII(s) && !strings.ContainsAny(s, `"\`) && !slices.Contains(union, s) && len(union) < maxScopes {
+			if s != "" && endpoint.VisibleASCII(s) && !strings.ContainsAny(s, `"\`) && !slices.Contains(union, s) && len(union) < maxScopes {
 				union = append(union, s)
 			}
 		}

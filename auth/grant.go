@@ -10,11 +10,13 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/oauth2"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/secret"
 )
 
@@ -152,7 +154,7 @@ func (g *grant) recordExpires(now time.Time) time.Time {
 }
 
 // receive makes the grant that a token answer brings.
-func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
+func (g *grant) receive(a *endpoint.Answer, now time.Time) *grant {
 	next := &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret, Access: a.Access, Refresh: a.Refresh, ID: a.ID}
 	// RFC 6749 section 6: "The authorization server MAY issue a new refresh
 	// token, in which case the client MUST discard the old refresh token and
@@ -165,8 +167,8 @@ func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
 	}
 	// RFC 6749 section 5.1: scope is "OPTIONAL, if identical to the scope
 	// requested by the client".
-	if a.HasScope {
-		next.Granted = a.Scope
+	if a.Scope != "" {
+		next.Granted = unionScopes(strings.Fields(a.Scope))
 	} else if next.Granted == nil {
 		next.Granted = g.Requested
 	}
