@@ -43,6 +43,7 @@ func build(cfg *gateway.Config, publicURL string, store auth.Store, log *slog.Lo
 		Name:        "gatehouse",
 		Version:     version,
 		MaxSessions: cfg.Gateway.Limits.Sessions,
+		Memory:      broker,
 		Log:         log,
 	})
 	return &house{

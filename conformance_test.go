@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -32,6 +33,25 @@ func conformanceDriver() {
 	}
 }
 
+// conformanceRouter is `conformance-router LISTEN LEGACY MODERN`: one address in
+// front of two servers, of which each speaks one era.
+func conformanceRouter() {
+	legacy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: os.Args[2]})
+	modern := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: os.Args[3]})
+	for _, proxy := range []*httputil.ReverseProxy{legacy, modern} {
+		proxy.FlushInterval = -1
+	}
+	err := http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Mcp-Protocol-Version") >= "2026-07-28" {
+			modern.ServeHTTP(w, r)
+			return
+		}
+		legacy.ServeHTTP(w, r)
+	}))
+	fmt.Fprintln(os.Stderr, "conformance-router:", err)
+	os.Exit(1)
+}
+
 func drive(ctx context.Context, server string) error {
 	gateway, stop, err := driveGateway(ctx, server)
 	if err != nil {
@@ -42,7 +62,11 @@ func drive(ctx context.Context, server string) error {
 	if !strings.HasPrefix(scenario, "auth/") {
 		everything := exec.CommandContext(ctx, os.Getenv("EVERYTHING_CLIENT"), gateway)
 		everything.Stdout, everything.Stderr = os.Stdout, os.Stderr
-		return everything.Run()
+		if err := everything.Run(); err != nil || scenario != "request-metadata" {
+			return err
+		}
+		// That client leaves at once. A list is what makes the gateway talk to the remote.
+		return listOnce(ctx, gateway)
 	}
 	client := mcp.NewClient(&mcp.Implementation{Name: "conformance-driver", Version: "1"}, nil)
 	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: gateway}, &mcp.ClientSessionOptions{ProtocolVersion: "2025-11-25"})
@@ -86,6 +110,17 @@ func drive(ctx context.Context, server string) error {
 		}
 	}
 	return fmt.Errorf("still asked to sign in: %s", said)
+}
+
+func listOnce(ctx context.Context, gateway string) error {
+	client := mcp.NewClient(&mcp.Implementation{Name: "conformance-driver", Version: "1"}, nil)
+	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: gateway}, nil)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	_, err = session.ListTools(ctx, nil)
+	return err
 }
 
 // driveGateway starts the gateway in front of the suite's server.

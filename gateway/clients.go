@@ -111,6 +111,8 @@ func (c *clients) end(cl *client) {
 	}
 	cl.session.Close()
 	cl.view.levels.forget(cl.session)
+	cl.view.peers.forget(cl.session)
+	cl.view.session.Leave(cl.session)
 	c.g.unsubscribeAll(caller{view: cl.view, client: cl.session})
 	if cl.view.principal.Ephemeral() {
 		c.g.end(cl.view.principal)

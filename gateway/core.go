@@ -5,18 +5,31 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"gatehouse/auth"
+	"gatehouse/session"
 	"gatehouse/session/rawjson"
 )
 
 // caller is who sent a request, as far as its answer depends on it.
 type caller struct {
-	view   *view
-	modern bool                                        // protocol 2026-07-28 or newer
-	client any                                         // its session, to tell it from the principal's others; nil in the modern era
-	notify func(method string, params json.RawMessage) // sends it a notification, on the stream of this request
+	view         *view
+	modern       bool            // protocol 2026-07-28 or newer
+	client       any             // its session, to tell it from the principal's others; nil in the modern era
+	capabilities json.RawMessage // what it declares (MCP ClientCapabilities); nil: nothing
+	request      func() [32]byte // tells the request that is being answered from others
+
+	notify func(method string, params json.RawMessage)                                               // sends it a notification, on the stream of this request; may be nil
+	later  func(method string, params json.RawMessage)                                               // the same when no request is there; nil in the modern era
+	ask    func(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error) // sends it a request; nil in the modern era
+}
+
+// behind is the caller as the remotes notice it.
+func (c caller) behind() *session.Caller {
+	return &session.Caller{
+		Client: c.client, Modern: c.modern, Capabilities: c.capabilities,
+		Notify: c.notify, Later: c.later, Ask: c.ask,
+	}
 }
 
 // handle answers one request of a client. Params and result are the exact
@@ -25,18 +38,14 @@ func (g *Gateway) handle(ctx context.Context, c caller, method string, params js
 	switch method {
 	case "tools/list":
 		return g.list(ctx, c, method, params, "tools", func(m *merged) *entries { return &m.tools })
-	case "tools/call":
-		return g.callTool(ctx, c, params)
+	case "tools/call", "prompts/get", "resources/read":
+		return g.interactive(ctx, c, method, params)
 	case "prompts/list":
 		return g.list(ctx, c, method, params, "prompts", func(m *merged) *entries { return &m.prompts })
-	case "prompts/get":
-		return g.getPrompt(ctx, c, params)
 	case "resources/list":
 		return g.list(ctx, c, method, params, "resources", func(m *merged) *entries { return &m.resources })
 	case "resources/templates/list":
 		return g.list(ctx, c, method, params, "resourceTemplates", func(m *merged) *entries { return &m.templates })
-	case "resources/read":
-		return g.readResource(ctx, c, params)
 	case "completion/complete":
 		return g.complete(ctx, c, params)
 	case "logging/setLevel":
@@ -77,7 +86,7 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 	}
 	t, err := g.find(ctx, c.view, name, func(m *merged) *entries { return &m.tools }, unknownTool)
 	if err != nil {
-		return renderCall(err, g.now())
+		return nil, err
 	}
 	if t.remote == "" {
 		return g.callOwn(ctx, c, t.name, got[1], params)
@@ -86,45 +95,42 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 	if err != nil {
 		return nil, &invalidParams{"the params of tools/call cannot be read"}
 	}
-	result, err := g.send(ctx, c, t.remote, "tools/call", outgoing)
-	if err != nil {
-		return renderCall(err, g.now())
-	}
-	return result, nil
+	return g.send(ctx, c, t.remote, "tools/call", outgoing)
 }
 
 // send is how every request of a client gets to a remote.
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
-	notify := c.relay(params)
-	if c.modern {
-		var err error
-		if params, err = withoutEnvelope(params); err != nil {
-			return nil, &invalidParams{"the params of " + method + " cannot be read"}
+	c.notify = c.relay(params)
+	if c.modern && c.request != nil && asksBack(c.capabilities) {
+		return g.callParkable(ctx, c, remote, method, params)
+	}
+	for range inputRounds {
+		result, err := c.view.session.Call(ctx, remote, method, params, c.behind())
+		if err != nil {
+			g.failed(ctx, c, remote, "passing on "+method, err)
+			return nil, err
+		}
+		if c.modern {
+			return result, nil
+		}
+		requests, state, err := inputOf(result)
+		if err != nil {
+			return nil, err
+		}
+		if requests == nil {
+			return legacyResult(result)
+		}
+		if params, err = c.provide(ctx, params, requests, state); err != nil {
+			g.failed(ctx, c, remote, "asking the client on behalf of "+method, err)
+			return nil, err
 		}
 	}
-	result, err := c.view.session.Call(ctx, remote, method, params, notify)
-	if err != nil {
-		g.failed(ctx, c, remote, "passing on "+method, err)
-		return nil, err
-	}
-	return result, nil
+	return nil, &session.ResponseError{Code: -32603, Message: "the remote asked for input again and again"}
 }
 
-// withoutEnvelope removes from a request's _meta what protocol 2026-07-28 says
-// there about client and connection. It is between the client and the gateway;
-// the remote has its own with the gateway.
-func withoutEnvelope(params json.RawMessage) (json.RawMessage, error) {
-	got, err := rawjson.Get(params, "_meta")
-	if err != nil || got[0] == nil {
-		return params, err
-	}
-	meta, err := rawjson.Delete(got[0], func(key string) bool {
-		return strings.HasPrefix(key, "io.modelcontextprotocol/")
-	})
-	if err != nil {
-		return nil, err
-	}
-	return rawjson.Set(params, "_meta", meta)
+// asksBack reports whether a client can be asked anything.
+func asksBack(capabilities json.RawMessage) bool {
+	return len(session.Profile(capabilities)) > len("{}")
 }
 
 // find looks a tool or a prompt up. A name that is not listed but carries the

@@ -69,26 +69,33 @@ type authRequired struct {
 	Message    string `json:"message"`
 }
 
-// newAuthRequired words the request for a sign-in; then is what to do after it.
-func newAuthRequired(e *auth.RequiredError, now time.Time, then string) authRequired {
-	var why string
+// whySignIn says in a sentence why a sign-in is needed.
+func whySignIn(e *auth.RequiredError) string {
 	switch e.Reason {
 	case auth.ReasonExpired:
-		why = "The sign-in at %s has run out."
+		return "The sign-in at " + e.Remote + " has run out."
 	case auth.ReasonRefused:
-		why = "%s no longer accepts the sign-in that was made for it."
+		return e.Remote + " no longer accepts the sign-in that was made for it."
 	case auth.ReasonMoreScopes:
-		why = "%s asks for more permissions than were granted."
-	default:
-		why = "%s needs you to sign in."
+		return e.Remote + " asks for more permissions than were granted."
 	}
+	return e.Remote + " needs you to sign in."
+}
+
+// elicitation is what a client shows beside a link that it opens itself.
+func elicitation(e *auth.RequiredError) string {
+	return whySignIn(e) + " Open the link in your browser and sign in there; the request goes on after it."
+}
+
+// newAuthRequired words the request for a sign-in; then is what to do after it.
+func newAuthRequired(e *auth.RequiredError, now time.Time, then string) authRequired {
 	minutes := max(1, int(e.Expires.Sub(now).Round(time.Minute)/time.Minute))
 	return authRequired{
 		Status:     "auth_required",
 		AuthURL:    e.AuthURL,
 		ServerName: e.Remote,
-		Message: fmt.Sprintf(why+" Open this link in your browser: %s — then %s. The link works for %s.",
-			e.Remote, e.AuthURL, then, plural(minutes, "minute")),
+		Message: fmt.Sprintf("%s Open this link in your browser: %s — then %s. The link works for %s.",
+			whySignIn(e), e.AuthURL, then, plural(minutes, "minute")),
 	}
 }
 
@@ -170,6 +177,13 @@ func renderRPC(err error, now time.Time) *jsonrpc.Error {
 			return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: answer.Message}
 		}
 		return &jsonrpc.Error{Code: codeAuthRequired, Message: answer.Message, Data: data}
+	}
+	if needs, ok := errors.AsType[*needsURL](err); ok {
+		data, err := json.Marshal(map[string]any{"elicitations": []urlElicitation{needs.elicitation}})
+		if err != nil {
+			data = nil // strings always have an encoding
+		}
+		return &jsonrpc.Error{Code: codeURLElicitation, Message: needs.elicitation.Message, Data: data}
 	}
 	if missing, ok := errors.AsType[*notFound](err); ok {
 		return missing.render()

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"sync"
 	"time"
@@ -48,6 +49,8 @@ type Gateway struct {
 	index   map[string]int // of the remotes, by name, in config order
 
 	calls    inFlight
+	tickets  *tickets
+	parked   parkedCalls
 	clients  *clients
 	callback *windowLimit
 	legacy   *mcp.StreamableHTTPHandler
@@ -74,6 +77,7 @@ func New(s Setup) *Gateway {
 		filters:   map[string]toolFilter{},
 		index:     map[string]int{},
 		views:     map[auth.Principal]*view{},
+		tickets:   newTickets(),
 	}
 	if g.now == nil {
 		g.now = time.Now
@@ -93,7 +97,11 @@ func New(s Setup) *Gateway {
 }
 
 // view returns the principal's view, opening it if it is the first time.
-func (g *Gateway) view(p auth.Principal) (*view, error) {
+func (g *Gateway) view(p auth.Principal) (*view, error) { return g.viewFor(p, nil) }
+
+// viewFor is view for a principal with one client only, which declares these
+// capabilities; nil: not known, or more clients.
+func (g *Gateway) viewFor(p auth.Principal, capabilities json.RawMessage) (*view, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -102,7 +110,7 @@ func (g *Gateway) view(p auth.Principal) (*view, error) {
 	if v := g.views[p]; v != nil {
 		return v, nil
 	}
-	s, err := g.sessions.Open(p)
+	s, err := g.sessions.OpenFor(p, capabilities)
 	if err != nil {
 		return nil, err
 	}

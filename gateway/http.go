@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -262,7 +263,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
-	g.serveView(w, r, g.legacy, principal)
+	v, err := g.viewFor(principal, declaredAtFirst(r))
+	g.serveOpened(w, r, g.legacy, v, err)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
 		return
@@ -272,12 +274,26 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 
 func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal) {
 	v, err := g.view(p)
+	g.serveOpened(w, r, h, v, err)
+}
+
+func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error) {
 	if err != nil {
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
 	}
 	h.ServeHTTP(w, withServer(r, v.server))
+}
+
+// declaredAtFirst returns the capabilities in the params of initialize.
+func declaredAtFirst(r *http.Request) json.RawMessage {
+	if raw := r.Header[headerParams]; len(raw) == 1 {
+		if got, err := rawjson.Get([]byte(raw[0]), "capabilities"); err == nil && got[0] != nil {
+			return got[0]
+		}
+	}
+	return json.RawMessage("{}")
 }
 
 func withServer(r *http.Request, s *mcp.Server) *http.Request {
@@ -299,6 +315,10 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 	}
 	if err != nil {
 		http.Error(w, "the request body could not be read", http.StatusBadRequest)
+		return "", false
+	}
+	if body, err = smuggleResponse(body); err != nil {
+		http.Error(w, "the response could not be read", http.StatusBadRequest)
 		return "", false
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -10,6 +12,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"gatehouse/session"
 	"gatehouse/session/rawjson"
 )
 
@@ -58,11 +61,14 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 			g.unsubscribe(ctx, caller{view: v, client: req.Session}, req.Params.URI)
 			return nil
 		},
+		RootsListChangedHandler: func(_ context.Context, req *mcp.RootsListChangedRequest) {
+			v.session.RootsChanged(req.Session)
+		},
 		// Every list depends on who asks.
 		SetCacheable: func(_ context.Context, _ mcp.Request, c *mcp.Cacheable) { c.CacheScope = "private" },
 	})
 	s.AddSendingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
-		v.notify = next
+		v.send = next
 		return next
 	})
 	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
@@ -116,9 +122,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			case "tools/list", "tools/call", "prompts/list", "prompts/get", "completion/complete",
 				"resources/list", "resources/templates/list", "resources/read", "logging/setLevel":
 			case "initialize":
+				params, raw := rawParams(req)
 				result, err := next(ctx, method, req)
-				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil {
+				if ss, ok := req.GetSession().(*mcp.ServerSession); ok && err == nil && raw == nil {
 					// Before the answer goes out: the client's next request follows at once.
+					v.peers.add(ss, params)
 					g.clients.add(ss, v)
 				}
 				return result, err
@@ -130,7 +138,7 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 			if err != nil {
 				return nil, renderRPC(err, g.now())
 			}
-			c := g.callerOf(ctx, v, req)
+			c := g.callerOf(ctx, v, req, params)
 			result, err := g.handle(ctx, c, method, params)
 			if err == nil && c.modern {
 				result, err = g.modernize(method, result)
@@ -153,23 +161,52 @@ func announceUpdate(ctx context.Context, s *mcp.Server, uri string) error {
 }
 
 // callerOf says who sent a request.
-func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request) caller {
+func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params json.RawMessage) caller {
 	c := caller{view: v, modern: isModern(req)}
 	ss, ok := req.GetSession().(*mcp.ServerSession)
 	if !ok {
 		return c
 	}
-	if !c.modern {
-		c.client = ss
-	}
-	// The handler's context is what puts a message onto the stream of its request.
-	c.notify = func(method string, params json.RawMessage) {
-		_, err := v.notify(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+	notify := func(ctx context.Context, method string, params json.RawMessage) {
+		_, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
 		if err != nil {
 			g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
 		}
 	}
+	// The handler's context is what puts a message onto the stream of its request.
+	c.notify = func(method string, params json.RawMessage) { notify(ctx, method, params) }
+	if c.modern {
+		c.capabilities = declared(params)
+		return c
+	}
+	c.client, c.capabilities = ss, v.peers.of(ss)
+	c.later = func(method string, params json.RawMessage) { notify(context.Background(), method, params) }
+	c.ask = func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
+		// On the stream of the request, but no longer than who asks waits.
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(asking, func() { cancel(context.Cause(asking)) })()
+		result, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+		if refusal, ok := errors.AsType[*jsonrpc.Error](err); ok {
+			return nil, &session.ResponseError{Code: refusal.Code, Message: refusal.Message, Data: refusal.Data}
+		} else if err != nil {
+			return nil, fmt.Errorf("sending %s to the client: %w", method, err)
+		}
+		return smuggled(result)
+	}
 	return c
+}
+
+// declared returns the capabilities that a request of the modern era declares.
+func declared(params json.RawMessage) json.RawMessage {
+	got, err := rawjson.Get(params, "_meta")
+	if err != nil || got[0] == nil {
+		return nil
+	}
+	if got, err = rawjson.Get(got[0], mcp.MetaKeyClientCapabilities); err != nil {
+		return nil
+	}
+	return got[0]
 }
 
 // rawMessage gives the SDK the params of a message to send.
@@ -243,6 +280,31 @@ func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMess
 		return nil, fmt.Errorf("adding ttlMs: %w", err)
 	}
 	return rawjson.Set(result, "cacheScope", []byte(`"private"`))
+}
+
+// legacyResult takes out of a result what only protocol 2026-07-28 has.
+func legacyResult(result json.RawMessage) (json.RawMessage, error) {
+	if !bytes.Contains(result, []byte(`"resultType"`)) {
+		return result, nil
+	}
+	got, err := rawjson.Get(result, "resultType", "_meta")
+	if err != nil || got[0] == nil {
+		return result, err
+	}
+	plain, err := rawjson.Delete(result, func(key string) bool {
+		return key == "resultType" || key == "ttlMs" || key == "cacheScope"
+	})
+	if err != nil || got[1] == nil || got[1][0] != '{' {
+		return plain, err
+	}
+	meta, err := rawjson.Delete(got[1], func(key string) bool { return key == mcp.MetaKeyServerInfo })
+	if err != nil {
+		return nil, err
+	}
+	if string(meta) == "{}" {
+		return rawjson.Delete(plain, func(key string) bool { return key == "_meta" })
+	}
+	return rawjson.Set(plain, "_meta", meta)
 }
 
 // rawResult gives the SDK bytes to send. Each is used once: the SDK sets _meta

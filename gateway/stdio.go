@@ -14,15 +14,24 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
+	"gatehouse/session/rawjson"
 )
 
 // ServeStdio speaks MCP over in and out, one JSON message per line, for the
 // default session, until in ends or ctx is done. Either way calls in flight
 // have drain to be answered.
 func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.WriteCloser, drain time.Duration) error {
-	v, err := g.view(auth.Local)
+	transport := &stdioTransport{Transport: &mcp.IOTransport{Reader: in, Writer: out}, g: g, drain: drain}
+	capabilities, err := transport.listen(ctx)
+	var v *view
+	if err == nil {
+		// Not before the client has said what it can be asked: remotes hear it first.
+		if v, err = g.viewFor(auth.Local, capabilities); err != nil {
+			return fmt.Errorf("opening the default session: %w", err)
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("opening the default session: %w", err)
+		return g.endOfStdio(ctx, err)
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -32,10 +41,15 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 		g.Drain(bounded)
 		stop()
 	})
-	err = v.server.Run(running, &stdioTransport{Transport: &mcp.IOTransport{Reader: in, Writer: out}, g: g, drain: drain})
+	err = v.server.Run(running, transport)
 	if !cancelled() {
 		<-running.Done() // the drain has the rest
 	}
+	return g.endOfStdio(ctx, err)
+}
+
+// endOfStdio says what the end of the input means.
+func (g *Gateway) endOfStdio(ctx context.Context, err error) error {
 	if _, malformed := errors.AsType[*json.SyntaxError](err); malformed {
 		return fmt.Errorf("the client sent something that is not JSON (MCP over stdio is one JSON message per line): %w", err)
 	}
@@ -49,20 +63,43 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 // open until what was asked on it is answered.
 type stdioTransport struct {
 	mcp.Transport
-	g     *Gateway
-	drain time.Duration
+	g          *Gateway
+	drain      time.Duration
+	connection *stdioConnection // since listen
 }
 
-func (t *stdioTransport) Connect(ctx context.Context) (mcp.Connection, error) {
+// listen waits for the client's first message and returns the capabilities
+// that it declares there.
+func (t *stdioTransport) listen(ctx context.Context) (json.RawMessage, error) {
 	c, err := t.Transport.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &stdioConnection{Connection: c, g: t.g, drain: t.drain, calls: map[jsonrpc.ID]func(){}}, nil
+	t.connection = &stdioConnection{Connection: c, g: t.g, drain: t.drain, calls: map[jsonrpc.ID]func(){}}
+	first, err := c.Read(ctx)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	t.connection.first = first
+	req, ok := first.(*jsonrpc.Request)
+	if !ok {
+		return nil, nil
+	}
+	if req.Method != "initialize" {
+		return declared(req.Params), nil
+	}
+	got, err := rawjson.Get(req.Params, "capabilities")
+	if err != nil {
+		return nil, nil // the SDK will say what is wrong with it
+	}
+	return got[0], nil
 }
+
+func (t *stdioTransport) Connect(context.Context) (mcp.Connection, error) { return t.connection, nil }
 
 type stdioConnection struct {
 	mcp.Connection
+	first jsonrpc.Message // read already; nil: none
 	g     *Gateway
 	drain time.Duration
 	owed  inFlight // answers of this connection
@@ -72,7 +109,10 @@ type stdioConnection struct {
 }
 
 func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
-	msg, err := c.Connection.Read(ctx)
+	msg, err := c.first, error(nil)
+	if c.first = nil; msg == nil {
+		msg, err = c.Connection.Read(ctx)
+	}
 	if err != nil {
 		// The SDK ends with the input. Who has asked and closed it still wants the
 		// answers.
@@ -80,6 +120,9 @@ func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
 		defer cancel()
 		c.owed.wait(bounded)
 		return msg, err
+	}
+	if resp, ok := msg.(*jsonrpc.Response); ok {
+		return msg, withRawResult(resp)
 	}
 	if req, ok := msg.(*jsonrpc.Request); ok {
 		withRawParams(req)

@@ -171,9 +171,10 @@ func (g *Gateway) awaitSignIn(ctx context.Context, p auth.Principal, remote stri
 		case <-ticker.C:
 		}
 		switch held := g.auth.Status(p, remote); {
+		case held.Pending != nil: // also where the grant that there is has to become another
 		case held.SignedIn:
 			return nil
-		case held.Pending == nil:
+		default:
 			return auth.ErrFlowUnknown
 		}
 	}
@@ -445,10 +446,14 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	held := g.auth.Status(c.view.principal, remote)
 	revoked, err := g.auth.SignOut(ctx, c.view.principal, remote)
-	if errors.Is(err, auth.ErrUnknownRemote) || err == nil && !held.SignedIn {
+	if errors.Is(err, auth.ErrUnknownRemote) {
 		return ""
 	}
+	// Without a sign-in too: what it listed in an earlier run is forgotten.
 	c.view.session.Disconnect(remote)
+	if err == nil && !held.SignedIn {
+		return ""
+	}
 	if err != nil {
 		g.failed(ctx, c, remote, "signing out", err)
 	}

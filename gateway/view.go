@@ -29,12 +29,13 @@ type view struct {
 	session   *session.Session
 	opened    time.Time
 	server    *mcp.Server
-	notify    mcp.MethodHandler // sends something to a client, past the SDK's own checks
+	send      mcp.MethodHandler // sends something to a client, past the SDK's own checks
 	unwatch   func()
 	levels    logLevels
 	subs      subscriptions
+	peers     peers
 
-	waits   sync.WaitGroup // for sign-ins, until end
+	waits   sync.WaitGroup // for what goes on in the background, until end
 	ended   context.Context
 	end     context.CancelFunc
 	waitMu  sync.Mutex      // guards waiting
@@ -155,6 +156,18 @@ func (v *view) await(remote string) {
 		defer v.waitMu.Unlock()
 		delete(v.waiting, remote)
 	})
+}
+
+// background runs f until it returns, which it has to when ended is done; false
+// if the view is closed.
+func (v *view) background(f func(ended context.Context)) bool {
+	v.waitMu.Lock()
+	defer v.waitMu.Unlock()
+	if v.ended.Err() != nil {
+		return false
+	}
+	v.waits.Go(func() { f(v.ended) })
+	return true
 }
 
 // atOnce is for those who take what is there and wait for nothing.

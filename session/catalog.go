@@ -43,6 +43,12 @@ type Catalog struct {
 type Capabilities struct {
 	Tools, Prompts, Resources, Completions, Logging bool
 	Subscribe                                       bool // to resources
+	ToolsChange, PromptsChange, ResourcesChange     bool // and it says so
+}
+
+// changes reports whether there is anything to listen for.
+func (c Capabilities) changes() bool {
+	return c.ToolsChange || c.PromptsChange || c.ResourcesChange || c.Subscribe
 }
 
 // Definition is one tool, prompt, resource or resource template.
@@ -61,8 +67,8 @@ func sameDefinitions(a, b []Definition) bool {
 func (c *Catalog) update(read *lists) bool {
 	news := !c.Known
 	for i, list := range []*[]Definition{&c.Tools, &c.Prompts, &c.Resources, &c.Templates} {
-		if read[i] != nil && !sameDefinitions(*list, read[i]) {
-			*list, news = read[i], true
+		if read.of[i] != nil && !sameDefinitions(*list, read.of[i]) {
+			*list, news = read.of[i], true
 		}
 	}
 	c.Known = true
@@ -72,9 +78,11 @@ func (c *Catalog) update(read *lists) bool {
 	return news
 }
 
-// lists are all that a remote has to list, in the order of kinds; nil is a list
-// that could not be read.
-type lists [4][]Definition
+// lists are all that a remote has to list.
+type lists struct {
+	of      [4][]Definition          // in the order of kinds; nil is a list that could not be read
+	headers map[string][]paramHeader // of tools that have some
+}
 
 // kind is one of the lists of the protocol.
 type kind struct {
@@ -88,7 +96,7 @@ type kind struct {
 
 func (k *kind) many() string { return k.one + "s" }
 
-var kinds = [len(lists{})]kind{
+var kinds = [len(lists{}.of)]kind{
 	{"tools/list", "tools", "tool", "name", true, func(c Capabilities) bool { return c.Tools }},
 	{"prompts/list", "prompts", "prompt", "name", false, func(c Capabilities) bool { return c.Prompts }},
 	{"resources/list", "resources", "resource", "uri", false, func(c Capabilities) bool { return c.Resources }},
@@ -100,17 +108,17 @@ var kinds = [len(lists{})]kind{
 // it concerns the whole connection: then the error is returned beside what has
 // been read so far.
 func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists, error) {
-	read := &lists{}
+	read := &lists{headers: map[string][]paramHeader{}}
 	for i := range kinds {
 		k := &kinds[i]
 		if !k.offered(l.offers) {
-			read[i] = []Definition{}
+			read.of[i] = []Definition{}
 			continue
 		}
-		definitions, err := c.readList(ctx, l, k, loud)
+		definitions, err := c.readList(ctx, l, k, loud, read.headers)
 		switch {
 		case err == nil:
-			read[i] = definitions
+			read.of[i] = definitions
 		case i == 0:
 			return nil, err
 		case isListsOwn(err):
@@ -137,9 +145,12 @@ func isListsOwn(err error) bool {
 }
 
 // readList reads all pages of one list.
-func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool) ([]Definition, error) {
+func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, headers map[string][]paramHeader) ([]Definition, error) {
 	began := time.Now()
 	reader := listReader{connection: c, kind: k, definitions: []Definition{}, names: map[string]bool{}}
+	if l.modern && k.schema {
+		reader.headers = headers
+	}
 	cursors := map[string]bool{}
 	params := json.RawMessage("{}")
 	for page := 1; ; page++ {
@@ -147,7 +158,7 @@ func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool) 
 		err := c.wire.authorized(ctx, loud, func() (err error) {
 			ctx, cancel := within(ctx, pageTimeout)
 			defer cancel()
-			result, _, err = c.wire.request(ctx, l.header, c.ids.Add(1), k.method, params, c.incoming(l, nil))
+			result, _, err = l.request(ctx, c.ids.Add(1), k.method, params, nil)
 			return err
 		})
 		if refusal, ok := errors.AsType[*ResponseError](err); ok {
@@ -188,6 +199,7 @@ type listReader struct {
 	kind        *kind
 	definitions []Definition
 	names       map[string]bool
+	headers     map[string][]paramHeader // nil: arguments never go into headers here
 	size        int
 	seen        int
 	dropped     int
@@ -233,6 +245,12 @@ func (t *listReader) add(raw json.RawMessage) {
 	d, problem := t.kind.read(raw)
 	if problem == "" && t.names[d.Name] {
 		problem = "the remote lists this " + t.kind.key + " twice; the first one counts"
+	}
+	if problem == "" && t.headers != nil {
+		var headers []paramHeader
+		if headers, problem = paramHeaders(d.Raw); headers != nil {
+			t.headers[d.Name] = headers
+		}
 	}
 	if problem == "" {
 		t.names[d.Name] = true

@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"gatehouse/auth"
-	"gatehouse/session/rawjson"
 )
 
 const (
@@ -35,6 +33,8 @@ const offered = "2025-11-25"
 
 var accepted = []string{offered, "2025-06-18", "2025-03-26", "2024-11-05"}
 
+const codeUnsupportedVersion = -32022
+
 // connection is one principal's way to one remote. It is there from the
 // session's beginning to its end, whether or not the remote is.
 type connection struct {
@@ -44,9 +44,12 @@ type connection struct {
 	ids     atomic.Int64  // of our requests, over all links
 	aside   chan struct{} // slots of messages that nobody waits for
 	wanting atomic.Bool   // the state is StateSignInNeeded
+	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
+	recalled     sync.Once // what was listed in an earlier run
+	memo         memo
 
 	mu         sync.Mutex       // guards all below; never held over the network
 	epoch      int              // counts disconnects: what began before one does not count after it
@@ -57,26 +60,11 @@ type connection struct {
 	listings   int              // begun so far
 	relist     bool             // the list has changed while it was being read
 	subscribed map[string]*link // URIs of resources, and on which link
+	listens    *listens         // what a modern remote is asked to tell; nil: none is open
+	sides      map[sideKey]*side
+	headers    map[string][]paramHeader // of tools that have some, as last listed
 	catalog    Catalog
 	status     Status
-}
-
-// link is one MCP session at the remote, from initialize to DELETE.
-type link struct {
-	header       http.Header // of each request; never changed
-	version      string
-	offers       Capabilities
-	level        atomic.Pointer[string] // the log level that it was told, nil for none
-	server       string
-	build        string // the server's version of itself
-	instructions string
-	changes      bool // it says when something changes
-
-	ctx       context.Context // ends with the link; set when it is the connection's
-	stop      context.CancelFunc
-	listening bool // on the remote's event stream; guarded by the connection's mu
-	relisten  bool // a list has been read since it began to; guarded like it
-	silent    bool // the remote has none; guarded like it
 }
 
 // attempt is a dial or a listing in flight. It runs under the session's
@@ -111,31 +99,28 @@ func newConnection(s *Session, r *remote) *connection {
 }
 
 // call sends one request on behalf of a client, dialing first if need be.
-func (c *connection) call(ctx context.Context, method string, params json.RawMessage, notify func(string, json.RawMessage)) (json.RawMessage, error) {
+func (c *connection) call(ctx context.Context, method string, params json.RawMessage, from *Caller) (json.RawMessage, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(c.remote.Timeout, func() { cancel(&deadline{c.remote.Timeout, true}) })
 	defer timer.Stop()
 	stop := context.AfterFunc(c.session.ctx, func() { cancel(ErrClosed) })
 	defer stop()
+	patient := &patience{timer: timer, length: c.remote.Timeout}
+	params, err := withoutEnvelope(params)
+	if err != nil {
+		return nil, fmt.Errorf("reading _meta: %w", err)
+	}
 
 	for try := 0; ; try++ {
-		l, err := c.dialed(ctx, false)
+		l, release, err := c.linkFor(ctx, from)
 		if err != nil {
 			return nil, err
 		}
 		c.leveled(ctx, l)
-		id := c.ids.Add(1)
-		outgoing, token, err := remint(params, id)
-		if err != nil {
-			return nil, err
-		}
-		in := c.incoming(l, progressing(notify, id, token))
-		var result json.RawMessage
-		err = c.wire.authorized(ctx, true, func() (err error) {
-			result, _, err = c.wire.request(ctx, l.header, id, method, outgoing, in)
-			return err
-		})
+		id, result, err := c.once(ctx, l, method, params, from, patient)
+		release()
+		refusal, _ := errors.AsType[*ResponseError](err)
 		switch {
 		case err == nil:
 			if c.wanting.Load() {
@@ -149,6 +134,16 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 			continue
 		case errors.Is(err, errGone):
 			err = c.remote.gone()
+		case l.modern && refusal != nil && refusal.Code == codeHeaderMismatch && try == 0:
+			// The tool's annotations are not what they were when it was listed. The
+			// remote has not executed the request.
+			if c.relisted(ctx, l) == nil {
+				continue
+			}
+		case l.modern && refusal != nil && refusal.Code == codeUnsupportedVersion && try == 0:
+			c.remote.eras.Store(int32(erasUnknown))
+			c.drop(l, nil)
+			continue
 		}
 		if ctx.Err() != nil {
 			c.cancelled(l, id)
@@ -156,6 +151,57 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		c.failed(l, err)
 		return nil, err
 	}
+}
+
+// once sends the request on one link.
+func (c *connection) once(ctx context.Context, l *link, method string, params json.RawMessage, from *Caller, patient *patience) (id int64, result json.RawMessage, err error) {
+	id = c.ids.Add(1)
+	outgoing, token, err := remint(params, id)
+	if err != nil {
+		return id, nil, err
+	}
+	in := l.start(ctx, id, from, token, patient)
+	defer l.end(in)
+	err = c.wire.authorized(ctx, true, func() (err error) {
+		result, _, err = l.request(ctx, id, method, outgoing, in)
+		return err
+	})
+	return id, result, err
+}
+
+// relisted reads the lists anew, and returns when that is done.
+func (c *connection) relisted(ctx context.Context, l *link) error {
+	c.mu.Lock()
+	since := c.listings
+	c.mu.Unlock()
+	for {
+		a := c.listedAfter(since, l)
+		if a == nil {
+			return ErrClosed
+		}
+		if err := c.wait(ctx, a); err != nil {
+			return err
+		}
+		if a.seq > since {
+			return a.err
+		}
+	}
+}
+
+// paramsOf returns which arguments of a tool go into headers.
+func (c *connection) paramsOf(tool string) []paramHeader {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.headers[tool]
+}
+
+// owner is the profile of the one client whose session this is, if it has only
+// one: the main link declares what that client does.
+func (c *connection) owner() json.RawMessage {
+	if profile := c.session.owner; profile != nil {
+		return profile
+	}
+	return json.RawMessage("{}")
 }
 
 func (r *remote) gone() *Failure {
@@ -194,6 +240,7 @@ func (c *connection) drop(l *link, err error) {
 	c.mu.Lock()
 	if c.link != l {
 		c.mu.Unlock()
+		c.dropSide(l)
 		return
 	}
 	c.unlinkLocked()
@@ -316,7 +363,8 @@ func (c *connection) startDialLocked(loud bool) *attempt {
 
 // dial initializes an MCP session and has its tools listed.
 func (c *connection) dial(a *attempt) {
-	l, err := c.initialize(c.session.ctx, a.loud)
+	c.recalled.Do(c.recall)
+	l, err := c.begin(c.session.ctx, a.loud)
 	c.mu.Lock()
 	if c.dialing == a {
 		c.dialing = nil
@@ -351,180 +399,31 @@ func (c *connection) dial(a *attempt) {
 	}
 }
 
-// initialize is the handshake: initialize, and initialized.
-func (c *connection) initialize(ctx context.Context, loud bool) (*link, error) {
-	params, err := initializeParams(c.session.pool.name, c.session.pool.version)
-	if err != nil {
-		return nil, err
-	}
-	var l *link
-	err = c.wire.authorized(ctx, loud, func() error {
-		ctx, cancel := within(ctx, dialTimeout)
-		defer cancel()
-		result, header, err := c.wire.request(ctx, c.remote.header, c.ids.Add(1), "initialize", params, c.incoming(nil, nil))
-		if err == nil {
-			l, err = c.remote.newLink(result, header)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, c.refusedToBegin(err)
-	}
-	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
-	if err != nil {
-		return nil, err
-	}
-	err = c.wire.authorized(ctx, loud, func() error {
-		ctx, cancel := within(ctx, dialTimeout)
-		defer cancel()
-		return c.wire.notify(ctx, l.header, body)
-	})
-	if errors.Is(err, errGone) {
-		return nil, c.remote.gone()
-	} else if err != nil {
-		c.goodbye(l)
-		return nil, err
-	}
-	return l, nil
-}
-
 // within is a context for something that a remote has to do in time.
 func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, &deadline{after: d})
 }
 
-// initializeParams are the params of initialize. No capabilities are declared:
-// the gateway answers nothing that a remote could ask.
-func initializeParams(name, version string) (json.RawMessage, error) {
-	type implementation struct {
-		Name    string `json:"name"`
-		Version string `json:"version"`
-	}
-	params, err := json.Marshal(struct {
-		ProtocolVersion string         `json:"protocolVersion"`
-		Capabilities    struct{}       `json:"capabilities"`
-		ClientInfo      implementation `json:"clientInfo"`
-	}{offered, struct{}{}, implementation{name, version}})
-	if err != nil {
-		return nil, fmt.Errorf("encoding initialize: %w", err)
-	}
-	return params, nil
-}
-
 // refusedToBegin makes a remote's error to initialize a failure: no client
 // asked for it.
 func (c *connection) refusedToBegin(err error) error {
-	const unsupportedVersion, invalidParams = -32022, -32602
 	refusal, ok := errors.AsType[*ResponseError](err)
 	switch {
 	case !ok:
 		return err
-	case refusal.Code == unsupportedVersion:
+	case refusal.Code == codeUnsupportedVersion:
 		return c.remote.fail(KindUnsupported, refusal, "speaks none of the protocol versions %s.", strings.Join(accepted, ", "))
 	default:
 		return c.remote.fail(KindBadAnswer, refusal, "refused to begin an MCP session (JSON-RPC error %d). Ask its operator.", refusal.Code)
 	}
 }
 
-// newLink reads the answer to initialize.
-func (r *remote) newLink(result json.RawMessage, header http.Header) (*link, error) {
-	values, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo", "instructions")
-	if err != nil {
-		return nil, r.badAnswer(errors.New("a member twice in its answer to initialize"))
-	}
-	version, ok := rawjson.String(values[0])
-	if !ok {
-		return nil, r.badAnswer(errors.New("no protocol version in its answer to initialize"))
-	}
-	// "If the client does not support the version in the server's response, it
-	// SHOULD disconnect."
-	if !slices.Contains(accepted, version) {
-		return nil, r.fail(KindUnsupported, nil, "speaks protocol version %s; the gateway speaks %s.", shown(version), strings.Join(accepted, ", "))
-	}
-	l := &link{version: version, header: r.requestHeader()}
-	if values[1] != nil && values[1][0] == '{' {
-		capabilities, err := rawjson.Get(values[1], "tools", "prompts", "resources", "completions", "logging")
-		if err != nil {
-			return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
-		}
-		for i, declared := range []*bool{&l.offers.Tools, &l.offers.Prompts, &l.offers.Resources, &l.offers.Completions, &l.offers.Logging} {
-			if *declared = capabilities[i] != nil && capabilities[i][0] == '{'; !*declared {
-				continue
-			}
-			flags, err := rawjson.Get(capabilities[i], "listChanged", "subscribe")
-			if err != nil {
-				return nil, r.badAnswer(errors.New("a capability twice in its answer to initialize"))
-			}
-			l.changes = l.changes || string(flags[0]) == "true"
-			if declared == &l.offers.Resources {
-				l.offers.Subscribe = string(flags[1]) == "true"
-			}
-		}
-		l.changes = l.changes || l.offers.Subscribe
-	}
-	if values[2] != nil && values[2][0] == '{' {
-		if info, err := rawjson.Get(values[2], "name", "version"); err == nil {
-			name, _ := rawjson.String(info[0])
-			build, _ := rawjson.String(info[1])
-			l.server, l.build = shown(name), shown(build)
-		}
-	}
-	if text, ok := rawjson.String(values[3]); ok && len(text) <= maxInstructions {
-		l.instructions = text
-	}
-	// "The client MUST include the MCP-Protocol-Version: <protocol-version> HTTP
-	// header on all subsequent requests to the MCP server".
-	l.header[headerProtocol] = []string{version}
-	if ids := header[headerSession]; len(ids) > 0 {
-		// "The session ID MUST only contain visible ASCII characters (ranging from
-		// 0x21 to 0x7E)."
-		id := ids[0]
-		if len(ids) > 1 || id == "" || len(id) > maxSessionID || strings.ContainsFunc(id, func(c rune) bool { return c < 0x21 || c > 0x7e }) {
-			return nil, r.badAnswer(errors.New("an unusable session id"))
-		}
-		l.header[headerSession] = ids
-	}
-	return l, nil
-}
-
-// incoming takes what a remote sends on the stream of one of our requests.
-func (c *connection) incoming(l *link, notify func(string, json.RawMessage)) incoming {
-	return incoming{
-		notify: func(method string, params json.RawMessage) {
-			switch method {
-			case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
-				c.changed()
-			case notifyUpdated:
-				c.updated(params)
-			default:
-				if notify != nil {
-					notify(method, params)
-				}
-			}
-		},
-		request: func(id json.RawMessage, method string) {
-			if l != nil {
-				c.reply(l, id, method)
-			}
-		},
-	}
-}
-
-// reply answers a remote's request. "The receiver MUST respond promptly with an
-// empty response" to a ping; nothing else was declared, so nothing else is
-// answered.
-func (c *connection) reply(l *link, id json.RawMessage, method string) {
-	body := append([]byte(`{"jsonrpc":"2.0","id":`), id...)
-	if method == "ping" {
-		body = append(body, `,"result":{}}`...)
-	} else {
-		body = append(body, `,"error":{"code":-32601,"message":"Method not found"}}`...)
-	}
-	c.sendAside(l, body)
-}
-
-// cancelled tells the remote that nobody waits for a request any more.
+// cancelled tells the remote that nobody waits for a request any more. In the
+// modern era over HTTP it sees the stream closed.
 func (c *connection) cancelled(l *link, id int64) {
+	if _, http := l.via.(*wire); http && l.modern {
+		return
+	}
 	body, err := appendRequest(nil, 0, "notifications/cancelled", fmt.Appendf(nil, `{"requestId":%d}`, id))
 	if err == nil {
 		c.sendAside(l, body)
@@ -542,7 +441,7 @@ func (c *connection) sendAside(l *link, body []byte) {
 		defer func() { <-c.aside }()
 		ctx, cancel := context.WithTimeout(c.session.ctx, asideTimeout)
 		defer cancel()
-		if err := c.wire.notify(ctx, l.header, body); err != nil {
+		if err := l.via.notify(ctx, l.header, body); err != nil {
 			c.session.log.Debug("message not delivered", "remote", c.remote.Name, "error", err)
 		}
 	})
@@ -565,6 +464,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
+	said := c.said.Swap(false)
 	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
 		err = c.remote.gone()
@@ -581,10 +481,14 @@ func (c *connection) list(a *attempt) {
 		c.unlinkLocked()
 	}
 	news := c.settleLocked(err)
-	changed := news && err == nil
+	changed := err == nil && (news || said)
+	if read != nil && a.link.modern {
+		c.headers = read.headers
+	}
 	if read != nil && c.catalog.update(read) {
 		c.status.Tools = len(c.catalog.Tools)
 		changed = true
+		c.remember(c.catalog)
 	}
 	if c.relist && c.link == a.link {
 		c.startListLocked(a.link, false)
@@ -606,7 +510,7 @@ func (c *connection) list(a *attempt) {
 	}
 	c.remote.recovery.leave(c)
 	if news {
-		c.session.log.Info("remote connected", "remote", c.remote.Name, "tools", len(read[0]))
+		c.session.log.Info("remote connected", "remote", c.remote.Name, "tools", len(read.of[0]))
 	}
 }
 
@@ -718,13 +622,15 @@ func (c *connection) quietly(ctx context.Context) error {
 func (c *connection) disconnect() {
 	c.mu.Lock()
 	l := c.unlinkLocked()
-	known := c.catalog.Known
+	known := c.catalog.Known || len(c.catalog.Tools) > 0
 	c.epoch++
 	c.dialing, c.listing, c.listed = nil, nil, nil
 	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
 	c.mu.Unlock()
+	c.unremember()
+	c.closeSides(func(sideKey) bool { return true })
 	if known {
 		c.session.changed()
 	}
@@ -742,17 +648,20 @@ func (c *connection) currentCatalog() Catalog {
 	return catalog
 }
 
-// takeLink takes the link away, for good.
-func (c *connection) takeLink() *link {
+// takeLinks takes all links away, for good.
+func (c *connection) takeLinks() []*link {
+	links := c.takeSides()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.unlinkLocked()
+	if l := c.unlinkLocked(); l != nil {
+		links = append(links, l)
+	}
+	return links
 }
 
-// goodbye ends the MCP session at the remote, in the background of a session
-// that goes on.
+// goodbye ends a link at the remote, in the background of a session that goes on.
 func (c *connection) goodbye(l *link) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.session.ctx), goodbyeTimeout)
 	defer cancel()
-	c.wire.end(ctx, l.header)
+	l.via.end(ctx, l.header)
 }

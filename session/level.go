@@ -16,15 +16,15 @@ func (s *Session) SetLogLevel(level string) {
 // know. What comes of it is no matter to the call that comes after it.
 func (c *connection) leveled(ctx context.Context, l *link) {
 	want := c.session.level.Load()
-	if want == nil || !l.offers.Logging || l.level.Load() == want {
-		return
+	if want == nil || l.modern || !l.offers.Logging || l.level.Load() == want {
+		return // in the modern era each request says it
 	}
 	quoted, err := json.Marshal(*want)
 	if err == nil {
 		err = c.wire.authorized(ctx, false, func() error {
 			ctx, cancel := within(ctx, asideTimeout)
 			defer cancel()
-			_, _, err := c.wire.request(ctx, l.header, c.ids.Add(1), "logging/setLevel", fmt.Appendf(nil, `{"level":%s}`, quoted), c.incoming(l, nil))
+			_, _, err := l.request(ctx, c.ids.Add(1), "logging/setLevel", fmt.Appendf(nil, `{"level":%s}`, quoted), nil)
 			return err
 		})
 	}

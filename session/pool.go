@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -43,26 +44,36 @@ type Authorizer interface {
 	Challenge(ctx context.Context, resp *http.Response) error
 }
 
+// Memory keeps what remotes have listed from one run to the next ([auth.Broker]
+// is one). What it fails at is lost, and no harm.
+type Memory interface {
+	Remember(ctx context.Context, p auth.Principal, remote, url string, listed []byte) error
+	Recall(ctx context.Context, p auth.Principal, remote, url string) ([]byte, error)
+	Unremember(ctx context.Context, p auth.Principal, remote, url string) error
+}
+
 // Config says what a pool connects to.
 type Config struct {
 	Remotes     []Remote // in config order, names unique
 	Name        string   // how the gateway introduces itself to remotes
 	Version     string
 	Log         *slog.Logger // required
+	Memory      Memory       // may be nil
 	MaxSessions int          // at once; 0: 10,000
 }
 
 // Pool holds the sessions of all principals. It is made with [New] and ended
 // with [Pool.Close].
 type Pool struct {
-	name, version string
-	log           *slog.Logger
-	max           int
-	remotes       []*remote
-	farewells     chan struct{}
-	ctx           context.Context // of all that goes on in the background
-	cancel        context.CancelCauseFunc
-	closing       sync.Once
+	info      json.RawMessage // how the gateway introduces itself
+	log       *slog.Logger
+	memory    Memory
+	max       int
+	remotes   []*remote
+	farewells chan struct{}
+	ctx       context.Context // of all that goes on in the background
+	cancel    context.CancelCauseFunc
+	closing   sync.Once
 
 	mu       sync.Mutex // guards closed and sessions
 	closed   bool
@@ -73,9 +84,9 @@ type Pool struct {
 // New makes a pool. Nothing is dialed before the first [Pool.Open].
 func New(cfg Config) *Pool {
 	p := &Pool{
-		name:      cfg.Name,
-		version:   cfg.Version,
+		info:      implementation(cfg.Name, cfg.Version),
 		log:       cfg.Log,
+		memory:    cfg.Memory,
 		max:       cfg.MaxSessions,
 		farewells: make(chan struct{}, maxFarewells),
 		sessions:  map[auth.Principal]*Session{},
@@ -117,8 +128,17 @@ func newRemote(r Remote, log *slog.Logger) *remote {
 
 // Open returns the principal's session. A new one begins to dial all remotes in
 // the background.
-func (p *Pool) Open(principal auth.Principal) (*Session, error) {
-	s, made, err := p.open(principal)
+func (p *Pool) Open(principal auth.Principal) (*Session, error) { return p.OpenFor(principal, nil) }
+
+// OpenFor is Open for a principal that has one client only, which declares
+// these capabilities (MCP ClientCapabilities): so do its connections then, from
+// the first on. Nil: not known, or more than one client.
+func (p *Pool) OpenFor(principal auth.Principal, capabilities json.RawMessage) (*Session, error) {
+	var owner json.RawMessage
+	if capabilities != nil {
+		owner = Profile(capabilities)
+	}
+	s, made, err := p.open(principal, owner)
 	if made {
 		for _, c := range s.connections {
 			c.remote.recovery.soon(c)
@@ -127,7 +147,7 @@ func (p *Pool) Open(principal auth.Principal) (*Session, error) {
 	return s, err
 }
 
-func (p *Pool) open(principal auth.Principal) (s *Session, made bool, err error) {
+func (p *Pool) open(principal auth.Principal, owner json.RawMessage) (s *Session, made bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -139,7 +159,7 @@ func (p *Pool) open(principal auth.Principal) (s *Session, made bool, err error)
 	if len(p.sessions) >= p.max {
 		return nil, false, ErrFull
 	}
-	s = newSession(p, principal)
+	s = newSession(p, principal, owner)
 	p.sessions[principal] = s
 	return s, true, nil
 }
@@ -212,7 +232,7 @@ func (p *Pool) spawn(f func()) bool {
 func Probe(ctx context.Context, r Remote, name, version string) (*http.Response, error) {
 	made := newRemote(r, slog.New(slog.DiscardHandler))
 	made.Authorizer = nil
-	params, err := initializeParams(name, version)
+	params, err := initializeParams(implementation(name, version), json.RawMessage("{}"))
 	if err != nil {
 		return nil, err
 	}

@@ -45,33 +45,3 @@ func remint(params json.RawMessage, id int64) (out, token json.RawMessage, err e
 	}
 	return out, token, nil
 }
-
-// restore gives a progress notification the client's token again. What is not
-// about this call, or was not asked for, is nobody's.
-func restore(params json.RawMessage, id int64, token json.RawMessage) (json.RawMessage, bool) {
-	if token == nil {
-		return nil, false
-	}
-	got, err := rawjson.Get(params, "progressToken")
-	if err != nil || string(got[0]) != strconv.FormatInt(id, 10) {
-		return nil, false
-	}
-	out, err := rawjson.Set(params, "progressToken", token)
-	return out, err == nil
-}
-
-// progressing is a notify that gives progress notifications their token back.
-func progressing(notify func(string, json.RawMessage), id int64, token json.RawMessage) func(string, json.RawMessage) {
-	if notify == nil {
-		return nil
-	}
-	return func(method string, params json.RawMessage) {
-		if method == notifyProgress {
-			var ok bool
-			if params, ok = restore(params, id, token); !ok {
-				return
-			}
-		}
-		notify(method, params)
-	}
-}

@@ -63,7 +63,7 @@ func TestProgress(t *testing.T) {
 		for range 10 {
 			wg.Go(func() {
 				var got strings.Builder
-				_, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(tt.params), func(_ string, params json.RawMessage) { got.Write(params) })
+				_, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(tt.params), &Caller{Notify: func(_ string, params json.RawMessage) { got.Write(params) }})
 				if err != nil || got.String() != tt.want {
 					t.Errorf("%s: got %s, %v", tt.params, got.String(), err)
 				}

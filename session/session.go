@@ -38,6 +38,7 @@ type Status struct {
 type Session struct {
 	pool        *Pool
 	principal   auth.Principal
+	owner       json.RawMessage // the profile of its one client; nil: not known, or several
 	log         *slog.Logger
 	ctx         context.Context // of all that goes on in the background
 	cancel      context.CancelCauseFunc
@@ -56,10 +57,11 @@ type Session struct {
 	telling sync.Mutex // one round of calls to the watchers at a time
 }
 
-func newSession(p *Pool, principal auth.Principal) *Session {
+func newSession(p *Pool, principal auth.Principal, owner json.RawMessage) *Session {
 	s := &Session{
 		pool:      p,
 		principal: principal,
+		owner:     owner,
 		log:       p.log.With("principal", principal),
 		byName:    make(map[string]*connection, len(p.remotes)),
 		watchers:  map[*func()]struct{}{},
@@ -78,16 +80,19 @@ func (s *Session) Principal() auth.Principal { return s.principal }
 
 // Call sends one request to a remote and returns its result, byte for byte.
 // Params must be valid JSON, an object, or nil for none; they are sent as they
-// are, but for a progress token, which the remote gets another one for.
-// Notifications that belong to the request are given to notify, in order and
-// with the progress token of params, before Call returns; it may be nil, and
-// must not wait for Close.
+// are, but for a progress token, which the remote gets another one for, and
+// what protocol 2026-07-28 says under _meta. What belongs to the request is
+// given to from, in order and with the progress token of params, before Call
+// returns; from may be nil, and its functions must not wait for Close.
+//
+// A result of a remote of 2026-07-28 may be one that asks for input (its
+// resultType says so): the caller's business.
 //
 // The error is a [*ResponseError] if the remote answered with one; it has a
 // [*auth.RequiredError] in it if somebody must sign in first, an [*auth.Error]
 // if that could not be prepared, a [*Failure] if there was no proper answer, or
 // ctx's own.
-func (s *Session) Call(ctx context.Context, remote, method string, params json.RawMessage, notify func(method string, params json.RawMessage)) (json.RawMessage, error) {
+func (s *Session) Call(ctx context.Context, remote, method string, params json.RawMessage, from *Caller) (json.RawMessage, error) {
 	c := s.byName[remote]
 	if c == nil {
 		return nil, ErrUnknownRemote
@@ -96,7 +101,10 @@ func (s *Session) Call(ctx context.Context, remote, method string, params json.R
 		return nil, ErrClosed
 	}
 	defer s.wg.Done()
-	return c.call(ctx, method, params, notify)
+	if from == nil {
+		from = &Caller{}
+	}
+	return c.call(ctx, method, params, from)
 }
 
 // Catalogs returns the catalogs of all remotes in config order. It waits until
@@ -200,8 +208,8 @@ func (s *Session) close(ctx context.Context) {
 		var farewells sync.WaitGroup
 		for _, c := range s.connections {
 			c.remote.recovery.leave(c)
-			if l := c.takeLink(); l != nil {
-				farewells.Go(func() { s.pool.farewell(ctx, func() { c.wire.end(ctx, l.header) }) })
+			for _, l := range c.takeLinks() {
+				farewells.Go(func() { s.pool.farewell(ctx, func() { l.via.end(ctx, l.header) }) })
 			}
 		}
 		farewells.Wait()

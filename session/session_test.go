@@ -66,7 +66,7 @@ func TestRealServer(t *testing.T) {
 			var progress []string
 			result, err := s.Call(t.Context(), "real", "tools/call",
 				json.RawMessage(`{"name":"walk","arguments":{"steps":3},"_meta":{"progressToken":"mine"}}`),
-				func(method string, params json.RawMessage) { progress = append(progress, method+string(params)) })
+				&Caller{Notify: func(method string, params json.RawMessage) { progress = append(progress, method+string(params)) }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -114,9 +114,10 @@ func TestHandshakeAndGoodbye(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %s session=%s version=%s accept=%s", m.HTTPMethod, m.Method,
 			m.Header.Get("Mcp-Session-Id"), m.Header.Get("Mcp-Protocol-Version"), m.Header.Get("Accept")))
 	}
-	hello := string(f.got[0].Params)
+	hello := string(f.got[1].Params)
 	f.mu.Unlock()
 	want := []string{
+		"POST server/discover session= version=2026-07-28 accept=application/json, text/event-stream",
 		"POST initialize session= version= accept=application/json, text/event-stream",
 		"POST notifications/initialized session=s1 version=2025-06-18 accept=application/json, text/event-stream",
 		"POST tools/list session=s1 version=2025-06-18 accept=application/json, text/event-stream",
@@ -252,7 +253,7 @@ func TestCancelAndTimeout(t *testing.T) {
 	if _, err := s.Call(ctx, "notes", "tools/call", nil, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
-	if got := <-told; got != `{"requestId":3}` {
+	if got := <-told; got != `{"requestId":4}` {
 		t.Errorf("the remote was told %s", got)
 	}
 
@@ -265,7 +266,7 @@ func TestCancelAndTimeout(t *testing.T) {
 		t.Errorf("got %q", got.Say)
 	}
 	<-arrived
-	if got := <-told; got != `{"requestId":3}` {
+	if got := <-told; got != `{"requestId":4}` {
 		t.Errorf("the remote was told %s", got)
 	}
 	if st := s.Status("notes"); st.State != StateConnected {
@@ -300,7 +301,7 @@ func TestRemoteAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"got":["{\"jsonrpc\":\"2.0\",\"id\":\"p-1\",\"result\":{}}s1","{\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32601,\"message\":\"Method not found\"}}s1"]}`
+	want := `{"got":["{\"jsonrpc\":\"2.0\",\"id\":\"p-1\",\"result\":{}}s1","{\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32601,\"message\":\"The client behind this call has not declared this capability\"}}s1"]}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -393,9 +394,9 @@ func TestListChanged(t *testing.T) {
 	first := settled(t, s)
 	changed := make(chan struct{}, 1)
 	s.OnChange(func() { changed <- struct{}{} })
-	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, func(method string, _ json.RawMessage) {
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, &Caller{Notify: func(method string, _ json.RawMessage) {
 		t.Errorf("%s was passed on", method)
-	}); err != nil {
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	<-changed

@@ -33,7 +33,9 @@ var (
 // background, if the remote has anything to say there.
 func (c *connection) listenLocked(l *link) {
 	switch {
-	case !l.changes || l.silent:
+	case l.silent:
+	case l.modern && c.listens == nil && !l.offers.changes():
+	case !l.modern && !l.offers.changes() && none(l.profile):
 	case l.listening:
 		l.relisten = true // it may be about to give up, for want of a sign-in
 	default:
@@ -57,7 +59,16 @@ func (c *connection) listen(l *link) {
 			c.listenLocked(l)
 		}
 	}()
-	c.resubscribe(l)
+	if l.modern {
+		silent = c.keepListening(l)
+		return
+	}
+	if !l.side {
+		c.resubscribe(l)
+	}
+	if _, overHTTP := l.via.(*wire); !overHTTP {
+		return // what it has to say comes by itself
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = firstReopen, lastReopen
 	for before := false; ; {
@@ -74,7 +85,9 @@ func (c *connection) listen(l *link) {
 			// It knew the session, and does not any more: whoever waits for changes
 			// needs another one, and nobody may call for long.
 			c.drop(l, nil)
-			c.remote.recovery.soon(c)
+			if !l.side {
+				c.remote.recovery.soon(c)
+			}
 			return
 		case errors.Is(err, errNoStream), errors.Is(err, errGone), failure != nil && isFinal(failure.Status):
 			silent = true
@@ -118,6 +131,7 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 		resp, err = c.wire.get(l.ctx, header)
 		return err
 	})
+	l.streamKnown()
 	if err != nil {
 		return false, err
 	}
@@ -125,10 +139,10 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 	if mediaType(resp.Header) != typeStream {
 		return false, errNoStream
 	}
-	if again {
+	if again && !l.side {
 		c.changed() // what was said in between is lost
 	}
-	in := c.incoming(l, nil)
+	in := l.incoming(nil)
 	events := newEventReader(resp.Body, maxMessage)
 	defer events.release()
 	for {
@@ -147,7 +161,7 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 		case m.isNotification():
 			in.notify(m.method, m.params)
 		default:
-			in.request(m.id, m.method)
+			in.request(m.id, m.method, m.params)
 		}
 	}
 }
@@ -195,6 +209,12 @@ func (s *Session) Subscribe(ctx context.Context, remote, uri string) error {
 	c.mu.Lock()
 	_, had := c.subscribed[uri]
 	c.mu.Unlock()
+	if l, err := c.dialed(ctx, false); err != nil {
+		return err
+	} else if l.modern {
+		c.wantUpdates(ctx, l, uri, true)
+		return nil
+	}
 	params, err := uriParams(uri)
 	if err != nil {
 		return err
@@ -219,6 +239,10 @@ func (s *Session) Unsubscribe(ctx context.Context, remote, uri string) error {
 	c := s.byName[remote]
 	if c == nil {
 		return ErrUnknownRemote
+	}
+	if l := c.modernLink(); l != nil {
+		c.wantUpdates(ctx, l, uri, false)
+		return nil
 	}
 	c.mu.Lock()
 	delete(c.subscribed, uri)
@@ -255,7 +279,7 @@ func (c *connection) resubscribe(l *link) {
 			err = c.wire.authorized(l.ctx, false, func() error {
 				ctx, cancel := within(l.ctx, pageTimeout)
 				defer cancel()
-				_, _, err := c.wire.request(ctx, l.header, c.ids.Add(1), "resources/subscribe", params, c.incoming(l, nil))
+				_, _, err := l.request(ctx, c.ids.Add(1), "resources/subscribe", params, nil)
 				return err
 			})
 		}

@@ -1,0 +1,264 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"gatehouse/session/rawjson"
+)
+
+// askTimeout is what a person has to answer what a remote asks.
+const askTimeout = 10 * time.Minute
+
+// call is one request of a client while it is in flight.
+type call struct {
+	id      int64
+	from    Caller
+	token   json.RawMessage // the client's progress token; nil: it wants no progress
+	ctx     context.Context // ends with the call
+	cancel  context.CancelFunc
+	patient *patience
+	asks    sync.WaitGroup
+
+	mu   sync.Mutex // one message to the client at a time, nothing after the end
+	over bool
+}
+
+// patience is the deadline of a call. It stands still while the client is being
+// asked something: a person takes the time that a person takes.
+type patience struct {
+	timer  *time.Timer
+	length time.Duration
+
+	mu   sync.Mutex
+	asks int
+}
+
+func (p *patience) pause() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asks++; p.asks == 1 {
+		p.timer.Stop()
+	}
+}
+
+func (p *patience) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asks--; p.asks == 0 {
+		p.timer.Reset(p.length)
+	}
+}
+
+// start enters a call; until end its messages find their way by the link.
+func (l *link) start(ctx context.Context, id int64, from *Caller, token json.RawMessage, p *patience) *call {
+	c := &call{id: id, from: *from, token: token, patient: p}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.calls == nil {
+		l.calls = map[int64]*call{}
+	}
+	l.calls[id] = c
+	return c
+}
+
+// end takes a call out and waits until nothing of it is under way any more.
+func (l *link) end(c *call) {
+	l.mu.Lock()
+	delete(l.calls, c.id)
+	l.mu.Unlock()
+	c.cancel()
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.asks.Wait()
+}
+
+// asking counts a request to the client; false if the call is over.
+func (c *call) asking() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return false
+	}
+	c.asks.Add(1)
+	return true
+}
+
+// notify gives the client a message, unless its call is over.
+func (c *call) notify(method string, params json.RawMessage) {
+	if c.from.Notify == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.from.Notify(method, params)
+	}
+}
+
+// byToken finds the call that a progress notification is about, and gives the
+// notification the client's token again.
+func (l *link) byToken(params json.RawMessage) (*call, json.RawMessage) {
+	got, err := rawjson.Get(params, "progressToken")
+	if err != nil {
+		return nil, nil
+	}
+	id, err := strconv.ParseInt(string(got[0]), 10, 64)
+	if err != nil {
+		return nil, nil
+	}
+	l.mu.Lock()
+	c := l.calls[id]
+	l.mu.Unlock()
+	if c == nil || c.token == nil {
+		return nil, nil
+	}
+	restored, err := rawjson.Set(params, "progressToken", c.token)
+	if err != nil {
+		return nil, nil
+	}
+	return c, restored
+}
+
+// only returns the call that a message is about which came beside all calls:
+// the newest, if those in flight are all one client's, else none.
+func (l *link) only() *call {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var newest *call
+	oneClient := l.connection.session.owner != nil
+	for _, c := range l.calls {
+		if newest != nil && !oneClient && (c.from.Client != newest.from.Client || c.from.Client == nil) {
+			return nil // a guess could reach the wrong one
+		}
+		if newest == nil || c.id > newest.id {
+			newest = c
+		}
+	}
+	return newest
+}
+
+// incoming takes what a remote sends on the stream of one of our requests; c is
+// the call that this was for, nil for none.
+func (l *link) incoming(c *call) incoming {
+	return incoming{
+		notify:  func(method string, params json.RawMessage) { l.heard(c, method, params) },
+		request: func(id json.RawMessage, method string, params json.RawMessage) { l.asked(c, id, method, params) },
+	}
+}
+
+// heard passes a remote's notification on to whom it concerns.
+func (l *link) heard(c *call, method string, params json.RawMessage) {
+	switch method {
+	case "notifications/tools/list_changed":
+		l.connection.said.Store(true)
+		l.connection.changed()
+	case "notifications/prompts/list_changed", "notifications/resources/list_changed":
+		l.connection.changed()
+	case notifyUpdated:
+		l.connection.updated(params)
+	case notifyProgress:
+		if about, restored := l.byToken(params); about != nil && (c == nil || c == about) {
+			about.notify(method, restored)
+		}
+	default:
+		if c == nil {
+			c = l.only()
+		}
+		if c != nil {
+			c.notify(method, params)
+			return
+		}
+		l.mu.Lock()
+		later := l.later
+		l.mu.Unlock()
+		if later != nil {
+			later(method, params)
+		}
+	}
+}
+
+// asked answers a remote's request: a ping at once, what its client has
+// declared by asking the client.
+func (l *link) asked(c *call, id json.RawMessage, method string, params json.RawMessage) {
+	// "The receiver MUST respond promptly with an empty response".
+	if method == "ping" {
+		l.connection.sendAside(l, append(append([]byte(`{"jsonrpc":"2.0","id":`), id...), `,"result":{}}`...))
+		return
+	}
+	if c == nil {
+		c = l.only()
+	}
+	refuse := func(code int, say string) {
+		l.connection.sendAside(l, appendError(id, code, say))
+	}
+	switch {
+	case askable[method] == "":
+		refuse(codeUnknownMethod, "Method not found")
+		return
+	case c == nil:
+		refuse(codeUnknownMethod, "No call of a client is in progress that this could be for")
+		return
+	case c.from.Ask == nil || !Declares(c.from.Capabilities, method, params):
+		refuse(codeUnknownMethod, "The client behind this call has not declared this capability")
+		return
+	}
+	if !c.asking() {
+		return
+	}
+	started := l.connection.session.spawn(func() {
+		defer c.asks.Done()
+		l.ask(c, id, method, params)
+	})
+	if !started {
+		c.asks.Done()
+	}
+}
+
+const codeUnknownMethod = -32601
+
+// ask asks the client behind a call, and gives the remote its answer.
+func (l *link) ask(c *call, id json.RawMessage, method string, params json.RawMessage) {
+	c.patient.pause()
+	defer c.patient.resume()
+	ctx, cancel := context.WithTimeout(c.ctx, askTimeout)
+	defer cancel()
+	result, err := c.from.Ask(ctx, method, params)
+	var body []byte
+	switch refusal, ok := errors.AsType[*ResponseError](err); {
+	case err == nil:
+		body = append(append([]byte(`{"jsonrpc":"2.0","id":`), id...), `,"result":`...)
+		body = append(append(body, result...), '}')
+	case ok:
+		body = appendError(id, int(refusal.Code), refusal.Message)
+	default:
+		l.connection.session.log.Info("client did not answer a remote", "remote", l.connection.remote.Name, "method", method, "error", err)
+		body = appendError(id, codeInternal, "The client did not answer")
+	}
+	sending, cancel := context.WithTimeout(l.connection.session.ctx, asideTimeout)
+	defer cancel()
+	if err := l.via.notify(sending, l.header, body); err != nil {
+		l.connection.session.log.Info("client's answer not delivered", "remote", l.connection.remote.Name, "method", method, "error", err)
+	}
+}
+
+const codeInternal = -32603
+
+// appendError writes the error response to a remote's request.
+func appendError(id json.RawMessage, code int, say string) []byte {
+	quoted, err := json.Marshal(say)
+	if err != nil {
+		quoted = []byte(`""`) // strings always have an encoding
+	}
+	body := append([]byte(`{"jsonrpc":"2.0","id":`), id...)
+	body = append(body, `,"error":{"code":`...)
+	body = strconv.AppendInt(body, int64(code), 10)
+	body = append(body, `,"message":`...)
+	return append(append(body, quoted...), `}}`...)
+}

@@ -1,0 +1,268 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"gatehouse/auth"
+)
+
+// This file keeps up with a remote of protocol 2026-07-28: what it has to say
+// when nobody asks comes on the stream of a subscriptions/listen request, which
+// names each thing that is wanted.
+
+// ackWait is how long a subscription waits to be acknowledged.
+const ackWait = 5 * time.Second
+
+// listens is the state of a connection's subscriptions at a modern remote.
+type listens struct {
+	changed chan struct{} // holds one: what is wanted is not what is asked for
+	wanted  int           // counts changes of what is wanted; guarded by the connection's mu, like the rest
+	acked   int           // the last that the remote has acknowledged
+	news    chan struct{} // closed, and replaced, with each acknowledgement
+}
+
+// wantedLocked returns the params of subscriptions/listen without _meta, nil if
+// there is nothing to listen for.
+func (c *connection) wantedLocked(l *link) (json.RawMessage, error) {
+	var wanted struct {
+		Notifications struct {
+			Tools     bool     `json:"toolsListChanged,omitempty"`
+			Prompts   bool     `json:"promptsListChanged,omitempty"`
+			Resources bool     `json:"resourcesListChanged,omitempty"`
+			URIs      []string `json:"resourceSubscriptions,omitempty"`
+		} `json:"notifications"`
+	}
+	n := &wanted.Notifications
+	n.Tools, n.Prompts, n.Resources = l.offers.ToolsChange, l.offers.PromptsChange, l.offers.ResourcesChange
+	for uri := range c.subscribed {
+		n.URIs = append(n.URIs, uri)
+	}
+	slices.Sort(n.URIs)
+	if !n.Tools && !n.Prompts && !n.Resources && n.URIs == nil {
+		return nil, nil
+	}
+	params, err := json.Marshal(wanted)
+	if err != nil {
+		return nil, fmt.Errorf("encoding subscriptions: %w", err)
+	}
+	return params, nil
+}
+
+// relistenLocked has the stream opened anew, as what is wanted has changed, and
+// returns the number of that change.
+func (c *connection) relistenLocked(l *link) int {
+	if c.listens == nil {
+		c.listens = &listens{changed: make(chan struct{}, 1), news: make(chan struct{})}
+	}
+	c.listens.wanted++
+	select {
+	case c.listens.changed <- struct{}{}:
+	default:
+	}
+	c.listenLocked(l)
+	return c.listens.wanted
+}
+
+// acknowledged waits a moment until the remote has acknowledged a change.
+func (c *connection) acknowledged(ctx context.Context, l *link, wanted int) {
+	ctx, cancel := context.WithTimeout(ctx, ackWait)
+	defer cancel()
+	for {
+		c.mu.Lock()
+		done := c.listens.acked >= wanted || l.silent || c.link != l
+		news := c.listens.news
+		c.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		case <-l.ctx.Done():
+			return
+		}
+	}
+}
+
+// stream is one subscriptions/listen request.
+type stream struct {
+	cancel context.CancelFunc
+	acked  chan struct{} // closed by the acknowledgement, the first message
+	done   chan struct{} // closed at the end
+	err    error
+}
+
+func (s *stream) end() {
+	s.cancel()
+	<-s.done
+}
+
+// subscribe opens a stream for what is wanted now; nil if that is nothing.
+func (c *connection) subscribe(l *link) (*stream, error) {
+	c.mu.Lock()
+	if c.listens == nil {
+		c.listens = &listens{changed: make(chan struct{}, 1), news: make(chan struct{})}
+	}
+	params, err := c.wantedLocked(l)
+	wanted := c.listens.wanted
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	acknowledge := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.listens.acked = max(c.listens.acked, wanted)
+		close(c.listens.news)
+		c.listens.news = make(chan struct{})
+	}
+	if params == nil {
+		acknowledge()
+		return nil, nil
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	s := &stream{cancel: cancel, acked: make(chan struct{}), done: make(chan struct{})}
+	in := l.incoming(nil)
+	heard, acked := in.notify, false
+	in.notify = func(method string, params json.RawMessage) {
+		switch {
+		case method != "notifications/subscriptions/acknowledged":
+			heard(method, params)
+		case !acked:
+			acked = true
+			acknowledge()
+			close(s.acked)
+		}
+	}
+	started := c.session.spawn(func() {
+		defer close(s.done)
+		defer cancel()
+		s.err = c.wire.authorized(ctx, false, func() error {
+			params, err := l.enveloped(params, nil)
+			if err != nil {
+				return err
+			}
+			header, err := l.named("subscriptions/listen", params)
+			if err != nil {
+				return err
+			}
+			_, _, err = l.via.request(ctx, header, c.ids.Add(1), "subscriptions/listen", params, in)
+			return err
+		})
+	})
+	if !started {
+		cancel()
+		return nil, ErrClosed
+	}
+	return s, nil
+}
+
+// keepListening keeps a stream open until the link ends, or the remote says
+// that there is none. When something else is wanted the next stream is there
+// before the last one ends, so that nothing is missed.
+func (c *connection) keepListening(l *link) (silent bool) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = firstReopen, lastReopen
+	var current *stream
+	defer func() {
+		if current != nil {
+			current.end()
+		}
+	}()
+	for lost := false; ; {
+		next, err := c.subscribe(l)
+		if err != nil {
+			return false
+		}
+		began := time.Now()
+		if next != nil {
+			select {
+			case <-next.acked:
+			case <-next.done:
+			}
+		}
+		if current != nil {
+			current.end()
+		}
+		if current = next; current != nil && lost {
+			c.changed() // what was said in between is lost
+		}
+		var done chan struct{}
+		if current != nil {
+			done = current.done
+		}
+		c.mu.Lock()
+		changed := c.listens.changed
+		c.mu.Unlock()
+		select {
+		case <-l.ctx.Done():
+			return false
+		case <-changed:
+			lost = false
+			continue
+		case <-done:
+		}
+		err, current, lost = current.err, nil, true
+		if l.ctx.Err() != nil {
+			return false
+		}
+		failure, _ := errors.AsType[*Failure](err)
+		refusal, _ := errors.AsType[*ResponseError](err)
+		refused, _ := errors.AsType[*auth.Error](err)
+		switch {
+		case refusal != nil, failure != nil && isFinal(failure.Status):
+			return true
+		case errors.Is(err, auth.ErrSignInNeeded), refused != nil && refused.Kind != auth.KindUnavailable:
+			return false // the next list that is read after a sign-in begins it again
+		}
+		if time.Since(began) > steady {
+			pause.Reset()
+		}
+		var asked time.Duration
+		if failure != nil {
+			asked = min(failure.Retry, maxRetryAfter)
+		}
+		c.session.log.Debug("event stream ended", "remote", c.remote.Name, "error", err)
+		timer := time.NewTimer(max(pause.NextBackOff(), asked))
+		select {
+		case <-timer.C:
+		case <-l.ctx.Done():
+			timer.Stop()
+			return false
+		}
+	}
+}
+
+// modernLink returns the main link if it is one of 2026-07-28, else nil.
+func (c *connection) modernLink() *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link != nil && c.link.modern {
+		return c.link
+	}
+	return nil
+}
+
+// wantUpdates notes that updates of a resource are wanted, or no more, and has
+// a modern remote told so.
+func (c *connection) wantUpdates(ctx context.Context, l *link, uri string, wanted bool) {
+	c.mu.Lock()
+	if wanted {
+		c.subscribed[uri] = l
+	} else {
+		delete(c.subscribed, uri)
+	}
+	change := c.relistenLocked(l)
+	c.mu.Unlock()
+	if wanted {
+		c.acknowledged(ctx, l, change)
+	}
+}
