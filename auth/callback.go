@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/secret"
 )
 
 // Callback is what the browser brings back from the authorization server.
@@ -144,12 +145,20 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 		"code":          {code},
 		"redirect_uri":  {f.RedirectURI},
 		"code_verifier": {s.Verifier.Value()},
-		"resource":      {f.Frozen.Resource}, // RFC 8707 section 2.2
+	}
+	if f.Frozen.Resource != "" {
+		form.Set("resource", f.Frozen.Resource) // RFC 8707 section 2.2
 	}
 	c := endpoint.Client{ID: f.ClientID, Secret: f.ClientSecret, Method: f.AuthMethod}
 	answer, err := endpoint.Token(ctx, r.HTTP.Fetch(), f.Frozen.TokenEndpoint, c, form)
 	if err != nil {
 		return b.redeemFailed(f, err)
+	}
+	if r.login {
+		if err := b.verifyLogin(ctx, answer.ID, secret.Text{}); err != nil {
+			return &Error{Kind: KindToken, Remote: f.Remote, Err: fmt.Errorf("%w: %w", ErrExchange, err),
+				Say: "the identity provider did not issue an ID token that can be verified"}
+		}
 	}
 
 	// The first success ends the flow. From here on its other states are worth

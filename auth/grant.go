@@ -427,6 +427,10 @@ func (b *Broker) End(p Principal) {
 	// so either it finds none and takes the grant back, or the grant was there
 	// before the deletion below.
 	err = b.endFlows(ctx, p, "")
+	b.clearTokens(ctx, p, "")
+	for _, s := range b.silent {
+		s.forget(p)
+	}
 	for _, name := range slices.Sorted(maps.Keys(b.remotes)) {
 		k := key{p, name}
 		err = errors.Join(err, b.dropGrant(ctx, k), b.store.Delete(ctx, bucketTroubles, k.store()))
@@ -449,6 +453,14 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 		return false, err
 	}
 	defer done()
+	if s := b.silent[remote]; s != nil {
+		b.clearTokens(work, p, remote)
+		s.forget(p)
+		return false, nil
+	}
+	if r.login {
+		b.clearTokens(work, p, "")
+	}
 
 	k := key{p, remote}
 	h, err := b.held(work, k, r)
@@ -488,6 +500,18 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	b.log.InfoContext(ctx, "signed out, tokens revoked", "remote", remote, "principal", p)
 	return true, nil
+}
+
+// clearTokens forgets what was got for a principal's login at a remote; at all
+// remotes if it is empty.
+func (b *Broker) clearTokens(ctx context.Context, p Principal, remote string) {
+	if b.login == nil || b.workload != nil {
+		return
+	}
+	s, err := b.knownSubject(ctx, p, b.login)
+	if err == nil {
+		b.exchanger.Clear(s.Issuer, s.ID, remote)
+	}
 }
 
 // leaseToEnd takes the lease that refreshes have, or goes without after a while:
@@ -546,6 +570,9 @@ func (b *Broker) Status(p Principal, remote string) Status {
 		return s
 	}
 	defer done()
+	if silent := b.silent[remote]; silent != nil {
+		return silent.status(ctx, p)
+	}
 	now := b.now()
 	k := key{p, remote}
 	h, err := b.held(ctx, k, r)

@@ -164,10 +164,12 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	form := url.Values{
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {g.Refresh.Value()},
+	}
+	if g.Resource != "" {
 		// RFC 8707 section 2.2; MCP authorization: "MCP clients MUST implement
 		// [...] the resource parameter in both authorization requests and token
 		// requests".
-		"resource": {g.Resource},
+		form.Set("resource", g.Resource)
 	}
 	answer, err := endpoint.Token(ctx, h.remote.HTTP.Fetch(), g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
@@ -176,6 +178,13 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 			b.answered(ctx, h)
 		}
 		return b.refreshFailed(log.With("duration", took), h, err)
+	}
+	if h.remote.login && !answer.ID.IsEmpty() {
+		if err := b.verifyLogin(ctx, answer.ID, g.ID); err != nil {
+			// The rest of the answer is good, and the old refresh token may be used up.
+			log.Warn("the renewed ID token is not used", "error", err)
+			answer.ID = secret.Text{}
+		}
 	}
 	next := g.receive(answer, b.now())
 	err = b.writeGrant(ctx, h.key, h.remote, next, version)
