@@ -298,6 +298,7 @@ type remoteState struct {
 	Status      string     `json:"status"`
 	Tools       int        `json:"tools"`
 	SignIn      string     `json:"sign_in"`
+	SignInBy    string     `json:"sign_in_by"`
 	Issuer      string     `json:"issuer"`
 	Expires     *time.Time `json:"expires"`
 	Refreshable bool       `json:"refreshable"`

@@ -61,18 +61,6 @@ type TLS struct {
 	ServerName string `json:"serverName"`
 }
 
-// Auth is how one signs in to a remote.
-type Auth struct {
-	Type                    string // oauth | none
-	Issuer                  string // empty: as discovered, and pinned at first use
-	ClientID                string
-	ClientSecret            secret.Text
-	ClientSecretFile        string
-	TokenEndpointAuthMethod string // empty: what the authorization server lists
-	CallbackPath            string // empty: the gateway's
-	Scopes                  []string
-}
-
 // Settings are the gateway's own.
 type Settings struct {
 	Listen       string
@@ -112,10 +100,10 @@ type Limits struct {
 	Sessions               int `json:"sessions"`
 	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
 	BodyBytes              int `json:"bodyBytes"`
+	ExchangeCache          int `json:"exchangeCache"` // tokens kept that no person signed in for
 
 	CallsInFlight  int `json:"callsInFlight" later:"true" default:"64"`
 	CallsPerSecond int `json:"callsPerSecond" later:"true"`
-	ExchangeCache  int `json:"exchangeCache" later:"true" default:"10000"`
 }
 
 // Log is how the gateway logs.
@@ -147,28 +135,6 @@ type serverFile struct {
 	Args           []string          `json:"args"`
 	Env            map[string]string `json:"env"`
 	Cwd            string            `json:"cwd"`
-}
-
-type authFile struct {
-	Type                    string   `json:"type"`
-	Issuer                  string   `json:"issuer"`
-	ClientID                string   `json:"clientId"`
-	ClientSecret            string   `json:"clientSecret"`
-	ClientSecretFile        string   `json:"clientSecretFile"`
-	TokenEndpointAuthMethod string   `json:"tokenEndpointAuthMethod"`
-	CallbackPath            string   `json:"callbackPath"`
-	Scopes                  []string `json:"scopes"`
-
-	PrivateKeyFile     string `json:"privateKeyFile" later:"true"`
-	SSOGroup           string `json:"ssoGroup" later:"true"`
-	Audience           string `json:"audience" later:"true"`
-	Resource           string `json:"resource" later:"true"`
-	TokenEndpoint      string `json:"tokenEndpoint" later:"true"`
-	ConnectorID        string `json:"connectorId" later:"true"`
-	ExpectedIssuer     string `json:"expectedIssuer" later:"true"`
-	SubjectTokenType   string `json:"subjectTokenType" later:"true"`
-	RequestedTokenType string `json:"requestedTokenType" later:"true"`
-	TLS                TLS    `json:"tls" later:"true"`
 }
 
 type settingsFile struct {
@@ -576,57 +542,6 @@ func isToken(s string) bool {
 	})
 }
 
-func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
-	a := Auth{
-		Type: f.Type, Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret),
-		ClientSecretFile: f.ClientSecretFile, TokenEndpointAuthMethod: f.TokenEndpointAuthMethod,
-		CallbackPath: f.CallbackPath, Scopes: f.Scopes,
-	}
-	switch f.Type {
-	case "":
-		a.Type = "oauth"
-		if r.given(at + ".type") {
-			r.problem(at+".type", "must be oauth or none")
-		}
-	case "oauth":
-	case "none":
-		if f.Issuer != "" || f.ClientID != "" || f.ClientSecret != "" || f.ClientSecretFile != "" || len(f.Scopes) > 0 {
-			r.problem(at+".type", `says "none", and there is more that would have no effect`)
-		}
-	case "forward", "exchange", "idJag", "clientCredentials":
-		r.problem(at+".type", "%q is %s", f.Type, notYet)
-	default:
-		r.problem(at+".type", "must be oauth or none")
-	}
-	if f.Issuer != "" {
-		u, err := url.Parse(f.Issuer)
-		switch {
-		case err != nil || !hasHost(u) || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || strings.ContainsAny(f.Issuer, "?#"):
-			r.problem(at+".issuer", "must be the https URL of an issuer, without query and fragment")
-		case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
-			r.problem(at+".issuer", "plain http is for loopback only: use https, or list its address in allowAddresses")
-		}
-	}
-	if f.ClientSecret != "" && f.ClientSecretFile != "" {
-		r.problem(at+".clientSecretFile", `"clientSecret" and "clientSecretFile" exclude each other`)
-	}
-	if f.ClientID == "" && (f.ClientSecret != "" || f.ClientSecretFile != "" || f.TokenEndpointAuthMethod != "" || f.CallbackPath != "") {
-		r.problem(at, `has settings of a registered client, but no "clientId"`)
-	}
-	switch f.TokenEndpointAuthMethod {
-	case "", "none", "client_secret_basic", "client_secret_post":
-	default:
-		r.problem(at+".tokenEndpointAuthMethod", "must be client_secret_basic, client_secret_post or none")
-	}
-	checkCallbackPath(r, at+".callbackPath", f.CallbackPath)
-	for i, scope := range f.Scopes {
-		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
-			r.problem(fmt.Sprintf("%s.scopes.%d", at, i), "is not one scope: write each as an element of its own")
-		}
-	}
-	return a
-}
-
 // checkPath checks a path that the gateway is to serve.
 func checkPath(r *reader, at, p string) {
 	if p == "" {
@@ -711,6 +626,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		{"sessions", &g.Limits.Sessions, 10_000, 1_000_000},
 		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1_000},
 		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1 << 30},
+		{"exchangeCache", &g.Limits.ExchangeCache, 10_000, 1_000_000},
 	} {
 		path := at + ".limits." + limit.name
 		if !r.given(path) {

@@ -78,7 +78,7 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "timeout": "5s", "timeout": "6s"`), "is there twice"},
 		{remote(url + `, "headers": {"X-A": "1", "x-a": "2"}`), `the same header as "X-A"`},
 		{remote(url + `, "auth": "none"`), "must be an object"},
-		{remote(url + `, "auth": {"type": ""}`), "must be oauth or none"},
+		{remote(url + `, "auth": {"type": ""}`), "must be one of oauth, clientCredentials, none"},
 		{remote(url + `, "auth": {"issuer": "https://as.example.com#"}`), "without query"},
 		{remote(url + `, "auth": {"clientId": "i", "callbackPath": "/.well-known/x"}`), "well-known"},
 		{remote(``), `neither "url" nor "command"`},
@@ -104,9 +104,22 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "allowAddresses": ["10.0.0.0/99"]`), "must be an address or a network"},
 		{remote(url + `, "tls": {"cert": "c.pem"}`), "go together"},
 		{remote(url + `, "tls": {"insecure": true}`), "unknown key"},
-		{remote(url + `, "auth": {"type": "magic"}`), "must be oauth or none"},
+		{remote(url + `, "auth": {"type": "magic"}`), "must be one of oauth"},
 		{remote(url + `, "auth": {"type": "exchange"}`), "not supported yet"},
-		{remote(url + `, "auth": {"audience": "x"}`), "not supported yet"},
+		{remote(url + `, "auth": {"audience": "x"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"clientId": "i", "privateKeyFile": "x"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"tokenEndpoint": "https://x.example.com"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"type": "clientCredentials"}`), "needs \"clientId\""},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i"}`), "clientSecretFile"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "callbackPath": "/c"}`), "no effect where the type is clientCredentials"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "privateKeyFile": "k"}`), "exclude each other"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpointAuthMethod": "private_key_jwt"}`), "needs \"privateKeyFile\""},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", "tokenEndpointAuthMethod": "client_secret_post"}`), "needs a client secret"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "http://as.example.com/token"}`), "plain http"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "expectedIssuer": "nonsense"}`), "URL of an issuer"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "resource": "nonsense"}`), "absolute URI"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tls": {"ca": "x"}}`), "which is not set"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "https://x.example.com", "tls": {"cert": "x"}}`), "go together"},
 		{remote(url + `, "auth": {"ssoGroup": "corp"}`), "not supported yet"},
 		{remote(url + `, "auth": {"type": "none", "clientId": "x"}`), "no effect"},
 		{remote(url + `, "auth": {"issuer": "http://as.example.com"}`), "plain http"},
@@ -306,7 +319,7 @@ func TestConfigLater(t *testing.T) {
 	}
 	off := settings(`"sse": false, "trustedProxies": [], "tls": {}, "metrics": {"listen": ""}, "audit": {"file": ""},
 		"store": {"type": "memory", "path": "", "url": "", "prefix": "gatehouse:", "ca": "", "keyFile": "", "keyEnv": "", "keyring": false},
-		"limits": {"callsInFlight": 64, "callsPerSecond": 0, "exchangeCache": 10000}`)
+		"limits": {"callsInFlight": 64, "callsPerSecond": 0}`)
 	if got := problemsOf(t, off); got != nil {
 		t.Errorf("the documented defaults are refused: %q", got)
 	}
@@ -511,7 +524,8 @@ func TestSchema(t *testing.T) {
 		return resolved.Validate(v)
 	}
 	good := []string{
-		remote(`"url": "https://r.example.com/mcp", "type": "streamableHttp", "tools": {"allow": ["a*"]}, "auth": {"type": "oauth", "clientId": "i", "clientSecretFile": "s", "tokenEndpointAuthMethod": "none", "scopes": ["a"]}, "someClientsKey": 1`),
+		remote(`"url": "https://r.example.com/mcp", "auth": {"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", "tokenEndpointAuthMethod": "private_key_jwt", "issuer": "https://as.example.com", "expectedIssuer": "https://as.example.com", "tokenEndpoint": "https://as.example.com/token", "audience": "a", "resource": "https://r.example.com", "tls": {"ca": "c", "cert": "c", "key": "k", "serverName": "s"}}`),
+		remote(`"url": "https://r.example.com/mcp", "type": "streamableHttp", "tools": {"allow": ["a*"]}, "auth": {"type": "oauth", "clientId": "i", "clientSecretFile": "s", "tokenEndpointAuthMethod": "client_secret_post", "scopes": ["a"]}, "someClientsKey": 1`),
 		remote(`"command": "npx", "args": ["x"], "env": {"A": "b"}, "cwd": "."`),
 		settings(`"listen": "127.0.0.1:1", "sessions": "shared", "log": {"level": "debug", "format": "json"}, "store": {"type": "file", "path": "p", "keyFile": "k"}, "oauth": {"enabled": true, "callbackPort": 1}, "limits": {"sessions": 5}`),
 	}
@@ -549,8 +563,8 @@ func TestSchemaValues(t *testing.T) {
 	// What the code takes where its message does not list it as it is.
 	taken := map[string][]string{
 		"mcpServers.*.type":                         {"http", "streamable-http", "streamableHttp", "sse", "stdio", "local"},
-		"mcpServers.*.auth.type":                    {"oauth", "none"},
-		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "none"},
+		"mcpServers.*.auth.type":                    {"oauth", "clientCredentials", "none"},
+		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "private_key_jwt", "none"},
 		"gateway.store.type":                        {"file", "memory"},
 	}
 	enums, defaults := 0, 0
@@ -606,8 +620,13 @@ func TestSchemaValues(t *testing.T) {
 		if strings.Contains(members, `"type": "stdio"`) || strings.Contains(members, `"type": "local"`) {
 			return remote(`"command": "x", ` + members)
 		}
-		if strings.Contains(members, "tokenEndpointAuthMethod") {
+		switch {
+		case strings.Contains(members, "tokenEndpointAuthMethod") && strings.Contains(members, "private_key_jwt"):
+			members = strings.Replace(members, "{", `{"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", `, 1)
+		case strings.Contains(members, "tokenEndpointAuthMethod"):
 			members = strings.Replace(members, "{", `{"clientId": "i", `, 1)
+		case strings.Contains(members, "clientCredentials"):
+			members = strings.Replace(members, "{", `{"clientId": "i", "clientSecret": "s", `, 1)
 		}
 		return remote(`"url": "https://r.example.com/mcp", ` + members)
 	})

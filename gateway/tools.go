@@ -193,7 +193,8 @@ type remoteStatus struct {
 	Name        string     `json:"name"`
 	Status      string     `json:"status"` // connected | connecting | auth_required | unavailable | unsupported | disabled
 	Tools       int        `json:"tools"`
-	SignIn      string     `json:"sign_in"` // signed_in | signed_out | none
+	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none
+	SignInBy    string     `json:"sign_in_by,omitempty"` // one of signInBy
 	Account     string     `json:"account,omitempty"`
 	Issuer      string     `json:"issuer,omitempty"`
 	Scopes      []string   `json:"scopes,omitempty"`
@@ -203,6 +204,15 @@ type remoteStatus struct {
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
 	Advice      string     `json:"advice,omitempty"`
+}
+
+// signInBy says how a remote is signed in to, by auth.type.
+var signInBy = map[string]string{
+	auth.TypeOAuth:    "own sign-in",
+	auth.TypeForward:  "forwarded login",
+	auth.TypeExchange: "exchanged token",
+	auth.TypeIDJAG:    "identity assertion (ID-JAG)",
+	auth.TypeMachine:  "the gateway's own credentials",
 }
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
@@ -293,9 +303,10 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 	if say, ok := sentence(conn.Err); ok && conn.State != session.StateConnected {
 		out.LastError, out.LastErrorAt = say, stamp(conn.Since)
 	}
-	if server.Auth.Type != "oauth" {
+	if !server.Auth.SignsIn() {
 		return out
 	}
+	out.SignInBy = signInBy[server.Auth.Type]
 	held := g.auth.Status(v.principal, server.Name)
 	if conn.State == session.StateSignInNeeded {
 		out.SignIn = "signed_out"
@@ -355,6 +366,9 @@ func describe(s remoteStatus, now time.Time) string {
 		if s.Refreshable {
 			in += ", renewed by itself"
 		}
+		if s.SignInBy != signInBy[auth.TypeOAuth] {
+			in += ", by " + s.SignInBy
+		}
 		parts = append(parts, in)
 	}
 	if s.LastError != "" {
@@ -388,8 +402,11 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 		g.failed(ctx, c, name, "signing in", err)
 		return renderCall(err, g.now())
 	}
-	if server.Auth.Type != "oauth" {
+	switch server.Auth.Type {
+	case "none":
 		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: its config says so.", name), nil)
+	case auth.TypeMachine:
+		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: the gateway signs in with credentials of its own.", name), nil)
 	}
 	if held := g.auth.Status(c.view.principal, name); held.SignedIn {
 		return toolText(fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil)
@@ -444,6 +461,9 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 }
 
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
+	if server, _ := g.serverNamed(remote); server != nil && server.Auth.Type == auth.TypeMachine {
+		return "" // nobody has signed in
+	}
 	held := g.auth.Status(c.view.principal, remote)
 	revoked, err := g.auth.SignOut(ctx, c.view.principal, remote)
 	if errors.Is(err, auth.ErrUnknownRemote) {
