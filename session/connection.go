@@ -51,12 +51,13 @@ type connection struct {
 	recalled     sync.Once // what was listed in an earlier run
 	memo         memo
 
-	mu         sync.Mutex       // guards all below; never held over the network
-	epoch      int              // counts disconnects: what began before one does not count after it
-	link       *link            // nil: not connected
-	dialing    *attempt         // nil: none in flight
-	listing    *attempt         // nil: none in flight
-	listed     *attempt         // the last listing that ended
+	mu         sync.Mutex // guards all below; never held over the network
+	epoch      int        // counts disconnects: what began before one does not count after it
+	link       *link      // nil: not connected
+	dialing    *attempt   // nil: none in flight
+	listing    *attempt   // nil: none in flight
+	listed     *attempt   // the last listing that ended
+	listedAt   time.Time
 	listings   int              // begun so far
 	relist     bool             // the list has changed while it was being read
 	subscribed map[string]*link // URIs of resources, and on which link
@@ -476,7 +477,7 @@ func (c *connection) list(a *attempt) {
 		close(a.done)
 		return
 	}
-	c.listing, c.listed = nil, a
+	c.listing, c.listed, c.listedAt = nil, a, time.Now()
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
 	}
