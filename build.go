@@ -121,7 +121,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 	}
 	oauth := cfg.Gateway.OAuth
 	broker, err := auth.New(auth.Config{
-		Remotes: signIns, PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
+		Remotes: signIns, Login: login(cfg, clients), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,

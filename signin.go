@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"gatehouse/auth/endpoint"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
+	"gatehouse/exchange"
 	"gatehouse/gateway"
 )
 
@@ -27,7 +29,8 @@ func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Cl
 		Issuer: a.Issuer, ClientID: a.ClientID, ClientSecret: clientSecret,
 		TokenEndpointAuthMethod: a.TokenEndpointAuthMethod,
 		CallbackPath:            a.CallbackPath, Scopes: a.Scopes,
-		Audience: a.Audience, Resource: a.Resource, ExpectedIssuer: a.ExpectedIssuer,
+		Audience: a.Audience, Resource: a.Resource, ExpectedIssuer: a.ExpectedIssuer, ConnectorID: a.ConnectorID,
+		SubjectTokenType: tokenTypes[a.SubjectTokenType], RequestedTokenType: tokenTypes[a.RequestedTokenType],
 	}
 	if a.PrivateKeyFile != "" {
 		data, err := gateway.ReadSecretFile(cfg.Path(a.PrivateKeyFile))
@@ -51,6 +54,35 @@ func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Cl
 		})
 	}
 	return r, nil
+}
+
+// tokenTypes are the config's words.
+var tokenTypes = map[string]string{
+	"idToken": exchange.TypeIDToken, "accessToken": exchange.TypeAccessToken, "jwt": exchange.TypeJWT,
+}
+
+// login is where users log in to the gateway; nil: nowhere.
+func login(cfg *gateway.Config, clients *guard.Clients) *auth.Login {
+	l := cfg.Gateway.Login
+	if l == nil {
+		return nil
+	}
+	out := &auth.Login{
+		Issuer: l.Issuer, ClientID: l.ClientID, ClientSecret: l.ClientSecret, Scopes: l.Scopes,
+		HTTP: clients.Client(guard.Policy{Allow: l.AllowAddresses, Loopback: isLoopback(hostOf(l.Issuer))}),
+	}
+	if l.IDTokenFile != "" {
+		out.IDTokenFile = cfg.Path(l.IDTokenFile)
+	}
+	return out
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, error) {

@@ -160,6 +160,9 @@ func New(c Config) (*Broker, error) {
 			refuse("no remote may be called %s", LoginRemote)
 		case (r.Type == TypeForward || r.Type == TypeIDJAG || r.Type == TypeExchange) && c.Login == nil:
 			refuse("remote %s: %s needs a Login", r.Name, r.Type)
+		case r.Type == TypeExchange && r.ClientID == "" && (r.TokenEndpoint != "" || r.Issuer != "" && r.Issuer != c.Login.Issuer):
+			// The login's client secret is for the login's provider.
+			refuse("remote %s: ClientID is required elsewhere than at the Login's Issuer", r.Name)
 		}
 		remotes[r.Name] = r
 		slots[r.Name] = make(chan struct{}, refreshesAtOnce)

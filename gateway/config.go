@@ -72,6 +72,7 @@ type Settings struct {
 	Limits       Limits
 	Log          Log
 	Store        Store
+	Login        *Login // nil: nobody logs in at the gateway
 }
 
 // Store is where sign-ins are kept.
@@ -138,21 +139,21 @@ type serverFile struct {
 }
 
 type settingsFile struct {
-	Listen       string    `json:"listen"`
-	PublicURL    string    `json:"publicUrl"`
-	AllowedHosts []string  `json:"allowedHosts"`
-	Sessions     string    `json:"sessions"`
-	CA           string    `json:"ca"`
-	Proxy        string    `json:"proxy"`
-	OAuth        oauthFile `json:"oauth"`
-	Limits       Limits    `json:"limits"`
-	Log          Log       `json:"log"`
-	Store        storeFile `json:"store"`
+	Listen       string     `json:"listen"`
+	PublicURL    string     `json:"publicUrl"`
+	AllowedHosts []string   `json:"allowedHosts"`
+	Sessions     string     `json:"sessions"`
+	CA           string     `json:"ca"`
+	Proxy        string     `json:"proxy"`
+	OAuth        oauthFile  `json:"oauth"`
+	Limits       Limits     `json:"limits"`
+	Log          Log        `json:"log"`
+	Store        storeFile  `json:"store"`
+	Auth         *loginFile `json:"auth"`
 
-	SSE            bool       `json:"sse" later:"true"`
-	Auth           *anyObject `json:"auth" later:"true"`
-	TLS            TLS        `json:"tls" later:"true"`
-	TrustedProxies []string   `json:"trustedProxies" later:"true"`
+	SSE            bool     `json:"sse" later:"true"`
+	TLS            TLS      `json:"tls" later:"true"`
+	TrustedProxies []string `json:"trustedProxies" later:"true"`
 	Metrics        struct {
 		Listen string `json:"listen"`
 	} `json:"metrics" later:"true"`
@@ -182,9 +183,6 @@ type storeFile struct {
 	CA      string `json:"ca" later:"true"`
 	Keyring bool   `json:"keyring" later:"true"`
 }
-
-// anyObject is an object that is refused as a whole, whatever is in it.
-type anyObject struct{}
 
 const notYet = "not supported yet"
 
@@ -594,6 +592,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		r.problem(at+".proxy", "must be a URL of http, https or socks5, such as http://proxy.example.com:3128")
 	}
 	checkStore(r, at+".store", &g.Store)
+	c.checkLogin(r, at+".auth", f.Auth)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
 	checkCallbackPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
 	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {

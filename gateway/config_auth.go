@@ -7,12 +7,13 @@ import (
 	"slices"
 	"strings"
 
+	"gatehouse/auth"
 	"gatehouse/auth/secret"
 )
 
 // Auth is how one signs in to a remote.
 type Auth struct {
-	Type                    string // oauth | clientCredentials | none
+	Type                    string // oauth | forward | exchange | idJag | clientCredentials | none
 	Issuer                  string // empty: as discovered, and pinned at first use
 	ClientID                string
 	ClientSecret            secret.Text
@@ -24,8 +25,33 @@ type Auth struct {
 	Audience                string
 	Resource                string
 	TokenEndpoint           *url.URL // nil: as discovered
+	ConnectorID             string
 	ExpectedIssuer          string
-	TLS                     TLS // towards TokenEndpoint
+	SubjectTokenType        string // idToken | accessToken; empty: idToken
+	RequestedTokenType      string // accessToken | idToken | jwt; empty: accessToken
+	TLS                     TLS    // towards TokenEndpoint
+}
+
+// Login is the provider where users log in to the gateway itself.
+type Login struct {
+	Issuer         string
+	ClientID       string
+	ClientSecret   secret.Text
+	Scopes         []string // empty: openid profile email groups
+	IDTokenFile    string   // a workload's own identity, instead of users'
+	AllowAddresses []netip.Prefix
+}
+
+type loginFile struct {
+	Issuer         string   `json:"issuer"`
+	ClientID       string   `json:"clientId"`
+	ClientSecret   string   `json:"clientSecret"`
+	Scopes         []string `json:"scopes"`
+	IDTokenFile    string   `json:"idTokenFile"`
+	AllowAddresses []string `json:"allowAddresses"`
+
+	Audience       string   `json:"audience" later:"true"`
+	IdentityClaims []string `json:"identityClaims" later:"true"`
 }
 
 type authFile struct {
@@ -41,25 +67,35 @@ type authFile struct {
 	Audience                string   `json:"audience"`
 	Resource                string   `json:"resource"`
 	TokenEndpoint           string   `json:"tokenEndpoint"`
+	ConnectorID             string   `json:"connectorId"`
 	ExpectedIssuer          string   `json:"expectedIssuer"`
+	SubjectTokenType        string   `json:"subjectTokenType"`
+	RequestedTokenType      string   `json:"requestedTokenType"`
 	TLS                     TLS      `json:"tls"`
 
-	SSOGroup           string `json:"ssoGroup" later:"true"`
-	ConnectorID        string `json:"connectorId" later:"true"`
-	SubjectTokenType   string `json:"subjectTokenType" later:"true"`
-	RequestedTokenType string `json:"requestedTokenType" later:"true"`
+	SSOGroup string `json:"ssoGroup" later:"true"`
 }
 
 // SignsIn reports whether the remote gets tokens.
 func (a *Auth) SignsIn() bool { return a.Type != "none" }
+
+// ByLogin reports whether these come of the user's login at the gateway.
+func (a *Auth) ByLogin() bool {
+	return a.Type == auth.TypeForward || a.Type == auth.TypeExchange || a.Type == auth.TypeIDJAG
+}
 
 // authTypes are the ways of signing in, with the settings that each knows.
 var authTypes = []struct {
 	name string
 	keys []string
 }{
-	{"oauth", []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "tokenEndpointAuthMethod", "callbackPath", "scopes"}},
-	{"clientCredentials", []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "privateKeyFile", "tokenEndpointAuthMethod",
+	{auth.TypeOAuth, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "tokenEndpointAuthMethod", "callbackPath", "scopes"}},
+	{auth.TypeForward, []string{"audience", "subjectTokenType"}},
+	{auth.TypeExchange, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "privateKeyFile", "tokenEndpointAuthMethod",
+		"scopes", "audience", "resource", "tokenEndpoint", "connectorId", "expectedIssuer", "subjectTokenType", "requestedTokenType", "tls"}},
+	{auth.TypeIDJAG, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "privateKeyFile", "tokenEndpointAuthMethod",
+		"scopes", "audience", "resource"}},
+	{auth.TypeMachine, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "privateKeyFile", "tokenEndpointAuthMethod",
 		"scopes", "audience", "resource", "tokenEndpoint", "expectedIssuer", "tls"}},
 	{"none", nil},
 }
@@ -68,7 +104,8 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	a := Auth{
 		Type: or(f.Type, "oauth"), Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret),
 		ClientSecretFile: f.ClientSecretFile, PrivateKeyFile: f.PrivateKeyFile, TokenEndpointAuthMethod: f.TokenEndpointAuthMethod,
-		CallbackPath: f.CallbackPath, Scopes: f.Scopes, Audience: f.Audience, Resource: f.Resource, ExpectedIssuer: f.ExpectedIssuer, TLS: f.TLS,
+		CallbackPath: f.CallbackPath, Scopes: f.Scopes, Audience: f.Audience, Resource: f.Resource, ExpectedIssuer: f.ExpectedIssuer,
+		ConnectorID: f.ConnectorID, SubjectTokenType: f.SubjectTokenType, RequestedTokenType: f.RequestedTokenType, TLS: f.TLS,
 	}
 	checkAuthType(r, at, f, a.Type)
 	for _, issuer := range []struct{ key, value string }{{"issuer", f.Issuer}, {"expectedIssuer", f.ExpectedIssuer}} {
@@ -76,11 +113,9 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	}
 	checkClient(r, at, f, a.Type)
 	checkCallbackPath(r, at+".callbackPath", f.CallbackPath)
-	for i, scope := range f.Scopes {
-		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
-			r.problem(fmt.Sprintf("%s.scopes.%d", at, i), "is not one scope: write each as an element of its own")
-		}
-	}
+	checkScopes(r, at+".scopes", f.Scopes)
+	oneOf(r, at+".subjectTokenType", f.SubjectTokenType, "idToken", "accessToken")
+	oneOf(r, at+".requestedTokenType", f.RequestedTokenType, "accessToken", "idToken", "jwt")
 	if f.TokenEndpoint != "" {
 		a.TokenEndpoint = checkRemoteURL(r, at+".tokenEndpoint", f.TokenEndpoint, allow)
 	}
@@ -109,12 +144,13 @@ func checkAuthType(r *reader, at string, f *authFile, typ string) {
 		}
 	}
 	switch {
-	case f.Type == "" && r.given(at+".type"), !known && !slices.Contains([]string{"forward", "exchange", "idJag"}, typ):
+	case f.Type == "" && r.given(at+".type"), !known:
 		r.problem(at+".type", "must be one of %s", strings.Join(names, ", "))
 		return
-	case !known:
-		r.problem(at+".type", "%q is %s", typ, notYet)
-		return
+	case typ == auth.TypeForward && f.Audience == "":
+		r.problem(at, `forward needs "audience": whom a token must be for so that the remote may see it`)
+	case typ == auth.TypeExchange && f.Audience == "" && f.Resource == "" && f.ConnectorID == "" && len(f.Scopes) == 0:
+		r.problem(at, `exchange needs "audience" or "resource": whom the token is to be for`)
 	}
 	for _, set := range []struct {
 		key string
@@ -124,7 +160,8 @@ func checkAuthType(r *reader, at string, f *authFile, typ string) {
 		{"clientSecretFile", f.ClientSecretFile != ""}, {"privateKeyFile", f.PrivateKeyFile != ""},
 		{"tokenEndpointAuthMethod", f.TokenEndpointAuthMethod != ""}, {"callbackPath", f.CallbackPath != ""}, {"scopes", len(f.Scopes) > 0},
 		{"audience", f.Audience != ""}, {"resource", f.Resource != ""}, {"tokenEndpoint", f.TokenEndpoint != ""},
-		{"expectedIssuer", f.ExpectedIssuer != ""}, {"tls", f.TLS != TLS{}},
+		{"connectorId", f.ConnectorID != ""}, {"expectedIssuer", f.ExpectedIssuer != ""}, {"tls", f.TLS != TLS{}},
+		{"subjectTokenType", f.SubjectTokenType != ""}, {"requestedTokenType", f.RequestedTokenType != ""},
 	} {
 		if set.has && !slices.Contains(keys, set.key) {
 			r.problem(at+"."+set.key, "has no effect where the type is %s", typ)
@@ -147,7 +184,9 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 		r.problem(at+".privateKeyFile", `a client secret and "privateKeyFile" exclude each other`)
 	}
 	switch {
-	case typ == "clientCredentials" && (f.ClientID == "" || secrets == 0):
+	case typ == auth.TypeIDJAG && f.ClientID == "":
+		r.problem(at, `idJag needs "clientId": the gateway's client at the remote's authorization server`)
+	case typ == auth.TypeMachine && (f.ClientID == "" || secrets == 0):
 		r.problem(at, `clientCredentials needs "clientId", and "clientSecret", "clientSecretFile" or "privateKeyFile"`)
 	case f.ClientID == "" && (secrets > 0 || f.TokenEndpointAuthMethod != "" || f.CallbackPath != ""):
 		r.problem(at, `has settings of a registered client, but no "clientId"`)
@@ -158,7 +197,7 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 	case "none":
 		if secrets > 0 {
 			r.problem(method, "says none, and there is a secret or a key that would have no effect")
-		} else if typ == "clientCredentials" {
+		} else if typ == auth.TypeMachine {
 			r.problem(method, "none authenticates nobody, which is all that clientCredentials does")
 		}
 	case "client_secret_basic", "client_secret_post":
@@ -171,6 +210,55 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 		}
 	default:
 		r.problem(method, "must be one of client_secret_basic, client_secret_post, private_key_jwt, none")
+	}
+}
+
+func checkScopes(r *reader, at string, scopes []string) {
+	for i, scope := range scopes {
+		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
+			r.problem(fmt.Sprintf("%s.%d", at, i), "is not one scope: write each as an element of its own")
+		}
+	}
+}
+
+// checkLogin reads gateway.auth, and holds the remotes that need it against it.
+func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
+	var needs []string
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if !s.Auth.ByLogin() || s.Disabled {
+			continue
+		}
+		here := join("mcpServers", s.Name) + ".auth"
+		needs = append(needs, here)
+		switch {
+		case f == nil:
+			r.problem(here+".type", "%s needs gateway.auth: the identity provider where users log in to the gateway", s.Auth.Type)
+		case s.Auth.Type == auth.TypeExchange && s.Auth.ClientID == "" && (s.Auth.TokenEndpoint != nil || s.Auth.Issuer != "" && s.Auth.Issuer != f.Issuer):
+			r.problem(here, `exchange elsewhere than at gateway.auth.issuer needs a "clientId" of its own`)
+		}
+	}
+	if f == nil {
+		return
+	}
+	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile}
+	l.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
+	c.Gateway.Login = l
+	if f.Issuer == "" {
+		r.problem(at+".issuer", "is missing: the identity provider where users log in to the gateway")
+	}
+	checkIssuer(r, at+".issuer", f.Issuer, l.AllowAddresses)
+	if f.ClientID == "" && (f.IDTokenFile == "" || f.ClientSecret != "") {
+		r.problem(at+".clientId", "is missing: the gateway's own client at that provider")
+	}
+	checkScopes(r, at+".scopes", f.Scopes)
+	if len(f.Scopes) > 0 && !slices.Contains(f.Scopes, "openid") {
+		// OpenID Connect Core section 3.1.2.1: "If the openid scope value is not
+		// present, the behavior is entirely unspecified."
+		r.problem(at+".scopes", `must hold "openid"`)
+	}
+	if len(needs) == 0 {
+		r.problem(at, "has no effect: no remote's auth.type is forward, exchange or idJag")
 	}
 }
 

@@ -408,7 +408,9 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	case auth.TypeMachine:
 		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: the gateway signs in with credentials of its own.", name), nil)
 	}
-	if held := g.auth.Status(c.view.principal, name); held.SignedIn {
+	if held := g.auth.Status(c.view.principal, name); held.SignedIn && server.Auth.ByLogin() {
+		return toolText(fmt.Sprintf("%s is connected by your login at the gateway. To use another account, call %s with remote %q first.", name, toolLogout, auth.LoginRemote), nil)
+	} else if held.SignedIn {
 		return toolText(fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil)
 	}
 	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
@@ -435,7 +437,9 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 		return toolError("Sign out of what? Give exactly one of remote, issuer, or all: true.")
 	}
 	var remotes []string
-	if name != "" {
+	if name == auth.LoginRemote && g.cfg.Gateway.Login != nil {
+		remotes = []string{name}
+	} else if name != "" {
 		server, say := g.serverNamed(name)
 		if server == nil {
 			return toolError(say)
@@ -444,9 +448,15 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	} else {
 		for _, server := range g.cfg.Running() {
 			held := g.auth.Status(c.view.principal, server.Name)
+			if all && server.Auth.ByLogin() {
+				continue // it ends with the login
+			}
 			if all || held.SignedIn && held.Issuer == issuer {
 				remotes = append(remotes, server.Name)
 			}
+		}
+		if login := g.cfg.Gateway.Login; login != nil && (all || login.Issuer == issuer) {
+			remotes = append(remotes, auth.LoginRemote)
 		}
 	}
 	var lines []string
@@ -461,7 +471,8 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 }
 
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
-	if server, _ := g.serverNamed(remote); server != nil && server.Auth.Type == auth.TypeMachine {
+	server, _ := g.serverNamed(remote)
+	if server != nil && server.Auth.Type == auth.TypeMachine {
 		return "" // nobody has signed in
 	}
 	held := g.auth.Status(c.view.principal, remote)
@@ -471,11 +482,24 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	}
 	// Without a sign-in too: what it listed in an earlier run is forgotten.
 	c.view.session.Disconnect(remote)
+	if remote == auth.LoginRemote {
+		for _, server := range g.cfg.Running() {
+			if server.Auth.ByLogin() {
+				c.view.session.Disconnect(server.Name)
+			}
+		}
+	}
 	if err == nil && !held.SignedIn {
 		return ""
 	}
 	if err != nil {
 		g.failed(ctx, c, remote, "signing out", err)
+	}
+	if server != nil && server.Auth.ByLogin() {
+		return fmt.Sprintf("%s: its tokens are forgotten here, and the next call gets new ones by your login at the gateway. To end that, call %s with remote %q.", remote, toolLogout, auth.LoginRemote)
+	}
+	if remote == auth.LoginRemote {
+		remote = "your login at the gateway"
 	}
 	if revoked {
 		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."
