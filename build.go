@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +15,6 @@ import (
 
 	"gatehouse/auth"
 	"gatehouse/auth/guard"
-	"gatehouse/auth/secret"
 	"gatehouse/gateway"
 	"gatehouse/session"
 )
@@ -101,7 +98,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
 			continue
 		}
-		config, err := remoteTLS(cfg, server)
+		config, err := tlsTowards(cfg, server.TLS)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
@@ -119,34 +116,30 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 			Name: server.Name, URL: server.URL.String(), Headers: headers,
 			Timeout: server.Timeout, HTTP: client, SSE: server.Type == "sse",
 		})
-		if server.Auth.Type != "oauth" {
+		if !server.Auth.SignsIn() {
 			continue
 		}
-		clientSecret, err := clientSecret(cfg, server)
+		signIn, err := remoteSignIn(cfg, server, clients)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
-		signIns = append(signIns, auth.Remote{
-			Name: server.Name, URL: server.URL.String(),
-			Issuer: server.Auth.Issuer, ClientID: server.Auth.ClientID, ClientSecret: clientSecret,
-			TokenEndpointAuthMethod: server.Auth.TokenEndpointAuthMethod,
-			CallbackPath:            server.Auth.CallbackPath, Scopes: server.Auth.Scopes,
-			HTTP: client,
-		})
+		signIn.HTTP = client
+		signIns = append(signIns, *signIn)
 	}
 	oauth := cfg.Gateway.OAuth
 	broker, err := auth.New(auth.Config{
-		Remotes: signIns, PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
+		Remotes: signIns, Login: login(cfg, clients), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
-		Store: store, Log: log,
+		ExchangeCache: cfg.Gateway.Limits.ExchangeCache,
+		Store:         store, Log: log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("preparing sign-in: %w", err)
 	}
 	for i, r := range remotes {
-		if cfg.Running()[i].Auth.Type == "oauth" {
+		if cfg.Running()[i].Auth.SignsIn() {
 			remotes[i].Authorizer = func(p auth.Principal) session.Authorizer { return broker.Authorizer(p, r.Name) }
 		}
 	}
@@ -179,50 +172,6 @@ func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command 
 		c.Env = append(c.Env, name+"="+value.Value())
 	}
 	return c
-}
-
-func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, error) {
-	if file := server.Auth.ClientSecretFile; file != "" {
-		return gateway.ReadSecretFile(cfg.Path(file))
-	}
-	return server.Auth.ClientSecret, nil
-}
-
-// remoteTLS returns the remote's own TLS settings, nil for none. Its "ca" adds
-// to the system's roots and the gateway's.
-func remoteTLS(cfg *gateway.Config, server *gateway.Server) (*tls.Config, error) {
-	t := server.TLS
-	if t == (gateway.TLS{}) {
-		return nil, nil
-	}
-	out := &tls.Config{ServerName: t.ServerName, MinVersion: tls.VersionTLS12}
-	if t.CA != "" {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("reading the system's roots: %w", err)
-		}
-		for _, file := range []string{cfg.Gateway.CA, t.CA} {
-			if file == "" {
-				continue
-			}
-			pem, err := os.ReadFile(cfg.Path(file))
-			if err != nil {
-				return nil, fmt.Errorf("reading tls.ca: %w", err)
-			}
-			if !roots.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s holds no certificate in PEM form", file)
-			}
-		}
-		out.RootCAs = roots
-	}
-	if t.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.Path(t.Cert), cfg.Path(t.Key))
-		if err != nil {
-			return nil, fmt.Errorf("reading tls.cert and tls.key: %w", err)
-		}
-		out.Certificates = []tls.Certificate{cert}
-	}
-	return out, nil
 }
 
 func isLoopback(host string) bool {

@@ -64,18 +64,6 @@ type TLS struct {
 	ServerName string `json:"serverName"`
 }
 
-// Auth is how one signs in to a remote.
-type Auth struct {
-	Type                    string // oauth | none
-	Issuer                  string // empty: as discovered, and pinned at first use
-	ClientID                string
-	ClientSecret            secret.Text
-	ClientSecretFile        string
-	TokenEndpointAuthMethod string // empty: what the authorization server lists
-	CallbackPath            string // empty: the gateway's
-	Scopes                  []string
-}
-
 // Settings are the gateway's own.
 type Settings struct {
 	Listen       string
@@ -87,6 +75,7 @@ type Settings struct {
 	Limits       Limits
 	Log          Log
 	Store        Store
+	Login        *Login // nil: nobody logs in at the gateway
 }
 
 // Store is where sign-ins are kept.
@@ -115,11 +104,10 @@ type Limits struct {
 	Sessions               int `json:"sessions"`
 	FlowsPerPrincipal      int `json:"flowsPerPrincipal"`
 	BodyBytes              int `json:"bodyBytes"`
+	ExchangeCache          int `json:"exchangeCache"` // tokens kept that no person signed in for
 
 	CallsInFlight  int `json:"callsInFlight"`  // of one principal
 	CallsPerSecond int `json:"callsPerSecond"` // of one principal; 0: any number
-
-	ExchangeCache int `json:"exchangeCache" later:"true" default:"10000"`
 }
 
 // Log is how the gateway logs.
@@ -153,44 +141,22 @@ type serverFile struct {
 	Cwd            string            `json:"cwd"`
 }
 
-type authFile struct {
-	Type                    string   `json:"type"`
-	Issuer                  string   `json:"issuer"`
-	ClientID                string   `json:"clientId"`
-	ClientSecret            string   `json:"clientSecret"`
-	ClientSecretFile        string   `json:"clientSecretFile"`
-	TokenEndpointAuthMethod string   `json:"tokenEndpointAuthMethod"`
-	CallbackPath            string   `json:"callbackPath"`
-	Scopes                  []string `json:"scopes"`
-
-	PrivateKeyFile     string `json:"privateKeyFile" later:"true"`
-	SSOGroup           string `json:"ssoGroup" later:"true"`
-	Audience           string `json:"audience" later:"true"`
-	Resource           string `json:"resource" later:"true"`
-	TokenEndpoint      string `json:"tokenEndpoint" later:"true"`
-	ConnectorID        string `json:"connectorId" later:"true"`
-	ExpectedIssuer     string `json:"expectedIssuer" later:"true"`
-	SubjectTokenType   string `json:"subjectTokenType" later:"true"`
-	RequestedTokenType string `json:"requestedTokenType" later:"true"`
-	TLS                TLS    `json:"tls" later:"true"`
-}
-
 type settingsFile struct {
-	Listen       string    `json:"listen"`
-	PublicURL    string    `json:"publicUrl"`
-	AllowedHosts []string  `json:"allowedHosts"`
-	Sessions     string    `json:"sessions"`
-	CA           string    `json:"ca"`
-	Proxy        string    `json:"proxy"`
-	OAuth        oauthFile `json:"oauth"`
-	Limits       Limits    `json:"limits"`
-	Log          Log       `json:"log"`
-	Store        storeFile `json:"store"`
+	Listen       string     `json:"listen"`
+	PublicURL    string     `json:"publicUrl"`
+	AllowedHosts []string   `json:"allowedHosts"`
+	Sessions     string     `json:"sessions"`
+	CA           string     `json:"ca"`
+	Proxy        string     `json:"proxy"`
+	OAuth        oauthFile  `json:"oauth"`
+	Limits       Limits     `json:"limits"`
+	Log          Log        `json:"log"`
+	Store        storeFile  `json:"store"`
+	Auth         *loginFile `json:"auth"`
 
-	SSE            bool       `json:"sse" later:"true"`
-	Auth           *anyObject `json:"auth" later:"true"`
-	TLS            TLS        `json:"tls" later:"true"`
-	TrustedProxies []string   `json:"trustedProxies" later:"true"`
+	SSE            bool     `json:"sse" later:"true"`
+	TLS            TLS      `json:"tls" later:"true"`
+	TrustedProxies []string `json:"trustedProxies" later:"true"`
 	Metrics        struct {
 		Listen string `json:"listen"`
 	} `json:"metrics" later:"true"`
@@ -220,9 +186,6 @@ type storeFile struct {
 	CA      string `json:"ca" later:"true"`
 	Keyring bool   `json:"keyring" later:"true"`
 }
-
-// anyObject is an object that is refused as a whole, whatever is in it.
-type anyObject struct{}
 
 const notYet = "not supported yet"
 
@@ -627,57 +590,6 @@ func isToken(s string) bool {
 	})
 }
 
-func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
-	a := Auth{
-		Type: f.Type, Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret),
-		ClientSecretFile: f.ClientSecretFile, TokenEndpointAuthMethod: f.TokenEndpointAuthMethod,
-		CallbackPath: f.CallbackPath, Scopes: f.Scopes,
-	}
-	switch f.Type {
-	case "":
-		a.Type = "oauth"
-		if r.given(at + ".type") {
-			r.problem(at+".type", "must be oauth or none")
-		}
-	case "oauth":
-	case "none":
-		if f.Issuer != "" || f.ClientID != "" || f.ClientSecret != "" || f.ClientSecretFile != "" || len(f.Scopes) > 0 {
-			r.problem(at+".type", `says "none", and there is more that would have no effect`)
-		}
-	case "forward", "exchange", "idJag", "clientCredentials":
-		r.problem(at+".type", "%q is %s", f.Type, notYet)
-	default:
-		r.problem(at+".type", "must be oauth or none")
-	}
-	if f.Issuer != "" {
-		u, err := url.Parse(f.Issuer)
-		switch {
-		case err != nil || !hasHost(u) || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || strings.ContainsAny(f.Issuer, "?#"):
-			r.problem(at+".issuer", "must be the https URL of an issuer, without query and fragment")
-		case u.Scheme == "http" && !plainAllowed(u.Hostname(), allow):
-			r.problem(at+".issuer", "plain http is for loopback only: use https, or list its address in allowAddresses")
-		}
-	}
-	if f.ClientSecret != "" && f.ClientSecretFile != "" {
-		r.problem(at+".clientSecretFile", `"clientSecret" and "clientSecretFile" exclude each other`)
-	}
-	if f.ClientID == "" && (f.ClientSecret != "" || f.ClientSecretFile != "" || f.TokenEndpointAuthMethod != "" || f.CallbackPath != "") {
-		r.problem(at, `has settings of a registered client, but no "clientId"`)
-	}
-	switch f.TokenEndpointAuthMethod {
-	case "", "none", "client_secret_basic", "client_secret_post":
-	default:
-		r.problem(at+".tokenEndpointAuthMethod", "must be client_secret_basic, client_secret_post or none")
-	}
-	checkCallbackPath(r, at+".callbackPath", f.CallbackPath)
-	for i, scope := range f.Scopes {
-		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
-			r.problem(fmt.Sprintf("%s.scopes.%d", at, i), "is not one scope: write each as an element of its own")
-		}
-	}
-	return a
-}
-
 // checkPath checks a path that the gateway is to serve.
 func checkPath(r *reader, at, p string) {
 	if p == "" {
@@ -730,6 +642,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		r.problem(at+".proxy", "must be a URL of http, https or socks5, such as http://proxy.example.com:3128")
 	}
 	checkStore(r, at+".store", &g.Store)
+	c.checkLogin(r, at+".auth", f.Auth)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
 	checkCallbackPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
 	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {
@@ -765,6 +678,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1, 1 << 30},
 		{"callsInFlight", &g.Limits.CallsInFlight, 64, 1, 100_000},
 		{"callsPerSecond", &g.Limits.CallsPerSecond, 0, 0, 100_000},
+		{"exchangeCache", &g.Limits.ExchangeCache, 10_000, 1, 1_000_000},
 	} {
 		path := at + ".limits." + limit.name
 		if !r.given(path) {
