@@ -607,7 +607,7 @@ func TestSchemaValues(t *testing.T) {
 		"mcpServers.*.type":                         {"http", "streamable-http", "streamableHttp", "sse", "stdio", "local"},
 		"mcpServers.*.auth.type":                    {"oauth", "forward", "exchange", "idJag", "clientCredentials", "none"},
 		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "private_key_jwt", "none"},
-		"gateway.store.type":                        {"file", "memory"},
+		"gateway.store.type":                        {"file", "memory", "redis"},
 	}
 	enums, defaults := 0, 0
 	var walk func(at string, s *jsonschema.Schema, wrap func(string) string)
