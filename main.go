@@ -27,6 +27,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -283,11 +284,21 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return err
 	}
 	defer store.Close()
-	h, err := build(cfg, publicURL(cfg, base), store, log)
+	audit, closeAudit, err := openAudit(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer closeAudit()
+	h, err := build(cfg, publicURL(cfg, base), store, log, audit)
 	if err != nil {
 		return err
 	}
 	defer h.close()
+	stopMetrics, err := serveMetrics(ctx, cfg, h, log)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.Handler(), log)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
@@ -315,6 +326,33 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil
+}
+
+// serveMetrics serves the metrics at an address of their own, if they have one,
+// until stop.
+func serveMetrics(ctx context.Context, cfg *gateway.Config, h *house, log *slog.Logger) (stop func(), err error) {
+	address := cfg.Gateway.Metrics.Listen
+	if address == "" {
+		return func() {}, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listening for metrics (gateway.metrics.listen): %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", h.metrics.Handler())
+	srv := gateway.NewServer(context.WithoutCancel(ctx), mux, log)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("serving metrics failed", "error", err)
+		}
+	})
+	log.Info("serving metrics", "metrics", "http://"+listener.Addr().String()+"/metrics")
+	return func() {
+		srv.Close()
+		serving.Wait()
+	}, nil
 }
 
 // publicURL is where browsers reach the gateway.

@@ -405,11 +405,18 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	answer, err := requestToken(ctx, h.remote, g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
 	if err != nil {
-		if e, ok := errors.AsType[*endpointError](err); ok && !e.unanswered() {
+		e, ok := errors.AsType[*endpointError](err)
+		if ok && !e.unanswered() {
 			b.answered(ctx, h)
+		}
+		if ok && e.refused() {
+			b.refreshed(h.key.remote, RefreshRefused)
+		} else {
+			b.refreshed(h.key.remote, RefreshFailed)
 		}
 		return b.refreshFailed(log.With("duration", took), h, err)
 	}
+	b.refreshed(h.key.remote, RefreshDone)
 	next := g.receive(answer, b.now())
 	err = b.writeGrant(ctx, h.key, h.remote, next, version)
 	switch {

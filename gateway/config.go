@@ -84,6 +84,18 @@ type Settings struct {
 	Limits       Limits
 	Log          Log
 	Store        Store
+	Metrics      MetricsSettings
+	Audit        Audit
+}
+
+// MetricsSettings are about the metrics.
+type MetricsSettings struct {
+	Listen string `json:"listen"` // an address of their own; empty: the gateway's, for this machine only
+}
+
+// Audit is about the audit log.
+type Audit struct {
+	File string `json:"file"` // empty: the ordinary log
 }
 
 // Store is where sign-ins are kept.
@@ -184,16 +196,13 @@ type settingsFile struct {
 	Log          Log       `json:"log"`
 	Store        storeFile `json:"store"`
 
+	Metrics MetricsSettings `json:"metrics"`
+	Audit   Audit           `json:"audit"`
+
 	SSE            bool       `json:"sse" later:"true"`
 	Auth           *anyObject `json:"auth" later:"true"`
 	TLS            TLS        `json:"tls" later:"true"`
 	TrustedProxies []string   `json:"trustedProxies" later:"true"`
-	Metrics        struct {
-		Listen string `json:"listen"`
-	} `json:"metrics" later:"true"`
-	Audit struct {
-		File string `json:"file"`
-	} `json:"audit" later:"true"`
 }
 
 type oauthFile struct {
@@ -685,12 +694,16 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 			MetadataPath: or(f.OAuth.MetadataPath, "/.well-known/oauth-client.json"), ClientMetadataURL: f.OAuth.ClientMetadataURL,
 			CallbackPath: or(f.OAuth.CallbackPath, "/oauth/callback"), CallbackPort: f.OAuth.CallbackPort,
 		},
-		Limits: f.Limits,
-		Log:    Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
-		Store:  Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
+		Limits:  f.Limits,
+		Log:     Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
+		Metrics: f.Metrics, Audit: f.Audit,
+		Store: Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
 	}
 	if say := checkListen(g.Listen); say != "" {
 		r.problem(at+".listen", "%s", say)
+	}
+	if _, port, err := net.SplitHostPort(g.Metrics.Listen); g.Metrics.Listen != "" && (err != nil || !isPort(port)) {
+		r.problem(at+".metrics.listen", "must be host:port, such as 127.0.0.1:9090")
 	}
 	checkPublicURL(r, at+".publicUrl", g.PublicURL)
 	for i, host := range g.AllowedHosts {

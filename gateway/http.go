@@ -30,6 +30,9 @@ func (g *Gateway) Handler() http.Handler {
 	mux.Handle("/mcp", g.guardOrigin(http.HandlerFunc(g.serveMCP)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.serveReady)
+	if g.cfg.Gateway.Metrics.Listen == "" {
+		mux.HandleFunc("GET /metrics", g.serveMetrics)
+	}
 	return g.guardHost(mux)
 }
 
@@ -87,6 +90,16 @@ func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	io.WriteString(w, "ready\n")
+}
+
+// serveMetrics serves the metrics to this machine: whoever comes from elsewhere
+// has no business with them, and nothing here would tell who that is.
+func (g *Gateway) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	if g.fromElsewhere(r) {
+		http.Error(w, "metrics are served to this machine only; gateway.metrics.listen is an address of their own", http.StatusForbidden)
+		return
+	}
+	g.metrics.Handler().ServeHTTP(w, r)
 }
 
 // guardHost refuses requests for a name that is not the gateway's: a foreign
@@ -271,6 +284,7 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 		return
 	}
 	if !g.clients.makeRoom() {
+		g.metrics.hit("sessions")
 		w.Header().Set("Retry-After", "60")
 		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
 		return
@@ -313,6 +327,7 @@ func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool
 	if refused == nil {
 		return false
 	}
+	g.metrics.hit(refused.limit)
 	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
 	http.Error(w, refused.say(), http.StatusTooManyRequests)
 	return true
@@ -332,6 +347,7 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 	limit := int64(g.cfg.Gateway.Limits.BodyBytes)
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		g.metrics.hit("bodyBytes")
 		http.Error(w, "request body exceeds "+strconv.FormatInt(limit, 10)+" bytes (gateway.limits.bodyBytes)", http.StatusRequestEntityTooLarge)
 		return "", false
 	}

@@ -123,6 +123,7 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	g.signInBegun(r.Context(), flow)
 	http.SetCookie(w, &http.Cookie{
 		Name:     start.Cookie.Name,
 		Value:    start.Cookie.Value.Value(),
@@ -185,6 +186,7 @@ func outcomePage(flow *auth.FlowInfo) pageData {
 func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	if retry, ok := g.callback.allow(remoteAddr(r)); !ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
+		g.metrics.hit("callbackPerMinute")
 		return errTooMany
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
@@ -204,8 +206,10 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 		},
 	})
 	if err != nil {
+		g.signInRefused(r.Context(), finished, err)
 		return err
 	}
+	g.signInFinished(r.Context(), finished, g.auth.Status(finished.Principal, finished.Remote).Account)
 	// The person has signed in, even if their browser leaves now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)
 	defer cancel()

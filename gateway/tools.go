@@ -520,6 +520,7 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	case err == nil && !held.SignedIn:
 		return ""
 	}
+	g.signedOut(ctx, c.view.principal, remote, revoked)
 	c.view.session.Disconnect(remote)
 	if err != nil {
 		g.failed(ctx, c, remote, "signing out", err)
