@@ -225,7 +225,10 @@ func (c *command) check(ctx context.Context) error {
 // checkAll builds everything that serve would, without listening or dialing,
 // so that a missing file is found here.
 func (c *command) checkAll(cfg *gateway.Config) error {
-	h, err := build(cfg, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler), nil)
+	if _, err := loadCertificate(cfg, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	h, err := build(cfg, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
@@ -257,7 +260,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer clients.Close()
-	broker, remotes, err := newBroker(cfg, clients, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), log, nil)
+	broker, remotes, err := newBroker(cfg, clients, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), log, nil)
 	if err != nil {
 		return err
 	}

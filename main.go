@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -279,6 +280,14 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	}
 	defer listener.Close()
 	base := localURL(cfg.Gateway.Listen, listener.Addr())
+	certificate, err := loadCertificate(cfg, log)
+	if err != nil {
+		return err
+	}
+	if certificate != nil {
+		base = "https" + strings.TrimPrefix(base, "http")
+		listener = tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificate.Get})
+	}
 	store, err := openStore(cfg, "memory", log)
 	if err != nil {
 		return err
@@ -328,6 +337,19 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	return nil
 }
 
+// loadCertificate reads the gateway's own certificate, nil if it has none.
+func loadCertificate(cfg *gateway.Config, log *slog.Logger) (*gateway.Certificate, error) {
+	files := cfg.Gateway.TLS
+	if files.Cert == "" {
+		return nil, nil
+	}
+	certificate, err := gateway.LoadCertificate(cfg.Path(files.Cert), cfg.Path(files.Key), log)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("gateway.tls: %w", err)}
+	}
+	return certificate, nil
+}
+
 // serveMetrics serves the metrics at an address of their own, if they have one,
 // until stop.
 func serveMetrics(ctx context.Context, cfg *gateway.Config, h *house, log *slog.Logger) (stop func(), err error) {
@@ -353,6 +375,15 @@ func serveMetrics(ctx context.Context, cfg *gateway.Config, h *house, log *slog.
 		srv.Close()
 		serving.Wait()
 	}, nil
+}
+
+// configuredURL is where clients and browsers reach the gateway, going by the
+// config alone.
+func configuredURL(cfg *gateway.Config) string {
+	if cfg.Gateway.TLS.Cert != "" {
+		return publicURL(cfg, "https://"+cfg.Gateway.Listen)
+	}
+	return publicURL(cfg, "http://"+cfg.Gateway.Listen)
 }
 
 // publicURL is where browsers reach the gateway.

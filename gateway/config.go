@@ -86,6 +86,16 @@ type Settings struct {
 	Store        Store
 	Metrics      MetricsSettings
 	Audit        Audit
+	TLS          ServerTLS // of serve
+
+	// Whose X-Forwarded-For is believed, for limits per address; empty: nobody's.
+	TrustedProxies []netip.Prefix
+}
+
+// ServerTLS are the files of the gateway's own certificate; both or none.
+type ServerTLS struct {
+	Cert string `json:"cert"`
+	Key  string `json:"key"`
 }
 
 // MetricsSettings are about the metrics.
@@ -198,11 +208,12 @@ type settingsFile struct {
 
 	Metrics MetricsSettings `json:"metrics"`
 	Audit   Audit           `json:"audit"`
+	TLS     ServerTLS       `json:"tls"`
 
-	SSE            bool       `json:"sse" later:"true"`
-	Auth           *anyObject `json:"auth" later:"true"`
-	TLS            TLS        `json:"tls" later:"true"`
-	TrustedProxies []string   `json:"trustedProxies" later:"true"`
+	TrustedProxies []string `json:"trustedProxies"`
+
+	SSE  bool       `json:"sse" later:"true"`
+	Auth *anyObject `json:"auth" later:"true"`
 }
 
 type oauthFile struct {
@@ -696,14 +707,18 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		},
 		Limits:  f.Limits,
 		Log:     Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
-		Metrics: f.Metrics, Audit: f.Audit,
-		Store: Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
+		Metrics: f.Metrics, Audit: f.Audit, TLS: f.TLS,
+		TrustedProxies: checkAddresses(r, at+".trustedProxies", f.TrustedProxies),
+		Store:          Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
 	}
 	if say := checkListen(g.Listen); say != "" {
 		r.problem(at+".listen", "%s", say)
 	}
 	if _, port, err := net.SplitHostPort(g.Metrics.Listen); g.Metrics.Listen != "" && (err != nil || !isPort(port)) {
 		r.problem(at+".metrics.listen", "must be host:port, such as 127.0.0.1:9090")
+	}
+	if (g.TLS.Cert == "") != (g.TLS.Key == "") {
+		r.problem(at+".tls", `"cert" and "key" go together`)
 	}
 	checkPublicURL(r, at+".publicUrl", g.PublicURL)
 	for i, host := range g.AllowedHosts {

@@ -185,13 +185,33 @@ func isLoopbackName(host string) bool {
 	return err == nil && addr.IsLoopback()
 }
 
-// remoteAddr is the address of the peer. No header is believed.
-func remoteAddr(r *http.Request) netip.Addr {
+// remoteAddr is the address of the peer, or what a trusted proxy says of it:
+// the last one in X-Forwarded-For that is not a trusted proxy's own, since
+// everything before that is the client's to invent.
+func (g *Gateway) remoteAddr(r *http.Request) netip.Addr {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	return ap.Addr()
+	addr := ap.Addr().Unmap()
+	if !g.isProxy(addr) {
+		return addr
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		forwarded, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break
+		}
+		if addr = forwarded.Unmap(); !g.isProxy(addr) {
+			break
+		}
+	}
+	return addr
+}
+
+func (g *Gateway) isProxy(addr netip.Addr) bool {
+	return slices.ContainsFunc(g.cfg.Gateway.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // newMCPHandlers returns the SDK's two handlers: one cannot serve both eras.

@@ -184,7 +184,7 @@ func outcomePage(flow *auth.FlowInfo) pageData {
 // serveCallback finishes a sign-in: auth checks and stores, session connects,
 // and the page says what came of it.
 func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
-	if retry, ok := g.callback.allow(remoteAddr(r)); !ok {
+	if retry, ok := g.callback.allow(g.remoteAddr(r)); !ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
 		g.metrics.hit("callbackPerMinute")
 		return errTooMany
