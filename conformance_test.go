@@ -42,6 +42,8 @@ func conformanceRouter() {
 		proxy.FlushInterval = -1
 	}
 	err := http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Or an answer that begins before the request's end has been read breaks off.
+		http.NewResponseController(w).EnableFullDuplex()
 		if r.Header.Get("Mcp-Protocol-Version") >= "2026-07-28" {
 			modern.ServeHTTP(w, r)
 			return
@@ -62,7 +64,11 @@ func drive(ctx context.Context, server string) error {
 	if !strings.HasPrefix(scenario, "auth/") {
 		everything := exec.CommandContext(ctx, os.Getenv("EVERYTHING_CLIENT"), gateway)
 		everything.Stdout, everything.Stderr = os.Stdout, os.Stderr
-		return everything.Run()
+		if err := everything.Run(); err != nil || scenario != "request-metadata" {
+			return err
+		}
+		// That client leaves at once. A list is what makes the gateway talk to the remote.
+		return listOnce(ctx, gateway)
 	}
 	client := mcp.NewClient(&mcp.Implementation{Name: "conformance-driver", Version: "1"}, nil)
 	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: gateway}, &mcp.ClientSessionOptions{ProtocolVersion: "2025-11-25"})
@@ -106,6 +112,17 @@ func drive(ctx context.Context, server string) error {
 		}
 	}
 	return fmt.Errorf("still asked to sign in: %s", said)
+}
+
+func listOnce(ctx context.Context, gateway string) error {
+	client := mcp.NewClient(&mcp.Implementation{Name: "conformance-driver", Version: "1"}, nil)
+	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: gateway}, nil)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	_, err = session.ListTools(ctx, nil)
+	return err
 }
 
 // driveGateway starts the gateway in front of the suite's server.

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -220,6 +221,52 @@ func TestCommands(t *testing.T) {
 	if access, refresh := as.Live(); access != 0 || refresh != 0 {
 		t.Errorf("%d access and %d refresh tokens are live after the logout", access, refresh)
 	}
+}
+
+// TestRememberedTools: what a remote listed in an earlier run stays listed when
+// it wants a new sign-in, and when it is down; signing out forgets it.
+func TestRememberedTools(t *testing.T) {
+	t.Parallel()
+	w := &world{as: authtest.NewAS(t)}
+	w.remote = authtest.NewRemote(t, authtest.RemoteConfig{AS: w.as})
+	cfg, state := onPort(t, "notes", w.remote.URL), t.TempDir()
+	w.gw = startStdioIn(t, state, cfg)
+	w.guardSecrets(t)
+	client := stdioClient(t, w.gw)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "before")
+	w.gw.end()
+
+	w.as.RevokeAll()
+	again := startStdioIn(t, state, cfg)
+	client = stdioClient(t, again)
+	if !slices.Contains(client.Tools(), "notes_add") {
+		t.Error("not listed before the sign-in")
+	}
+	link(t, client.Call("notes_add", nil), "notes")
+	again.end()
+
+	w.remote.Down()
+	again = startStdioIn(t, state, cfg)
+	client = stdioClient(t, again)
+	if !slices.Contains(client.Tools(), "notes_add") {
+		t.Error("not listed while the remote is down")
+	}
+	again.end()
+
+	w.remote.Up()
+	again = startStdioIn(t, state, cfg)
+	client = stdioClient(t, again)
+	client.Call("gateway_logout", map[string]any{"remote": "notes"})
+	if slices.Contains(client.Tools(), "notes_add") {
+		t.Error("listed after the sign-out")
+	}
+	again.end()
+	again = startStdioIn(t, state, cfg)
+	if slices.Contains(stdioClient(t, again).Tools(), "notes_add") {
+		t.Error("remembered after the sign-out")
+	}
+	again.end()
 }
 
 // TestStdioGoesOn: a line that is no message costs an answer, not the session.

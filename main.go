@@ -247,11 +247,6 @@ func (c *command) prepare() (*gateway.Config, *slog.Logger, error) {
 	for _, note := range notes {
 		log.Info("config: "+note.Say, "line", note.Line, "at", note.Path)
 	}
-	for _, server := range cfg.Servers {
-		if server.Unsupported != "" && !server.Disabled {
-			log.Warn("remote left out", "remote", server.Name, "why", server.Unsupported)
-		}
-	}
 	return cfg, log, nil
 }
 

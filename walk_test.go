@@ -300,6 +300,7 @@ type remoteState struct {
 	Server      string     `json:"server"`
 	Protocol    string     `json:"protocol"`
 	SignIn      string     `json:"sign_in"`
+	SignInBy    string     `json:"sign_in_by"`
 	Issuer      string     `json:"issuer"`
 	Expires     *time.Time `json:"expires"`
 	Refreshable bool       `json:"refreshable"`

@@ -288,7 +288,7 @@ func scopesOf(r *Remote, ch challenge, d *discovered) []string {
 // add offline_access "when the authorization server metadata contains it in
 // scopes_supported". Alone it would replace the server's defaults.
 func withOffline(r *Remote, d *discovered, scopes []string) []string {
-	if len(r.Scopes) == 0 && len(scopes) > 0 && slices.Contains(d.ASScopes, "offline_access") {
+	if (len(r.Scopes) == 0 || r.login) && len(scopes) > 0 && slices.Contains(d.ASScopes, "offline_access") {
 		return unionScopes(scopes, []string{"offline_access"})
 	}
 	return scopes
@@ -355,13 +355,15 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 		Scopes:      f.Scopes,
 		Endpoint:    oauth2.Endpoint{AuthURL: f.Frozen.AuthorizationEndpoint},
 	}
+	options := []oauth2.AuthCodeOption{oauth2.S256ChallengeOption(s.Verifier.Value())}
+	if f.Frozen.Resource != "" {
+		// RFC 8707; MCP authorization: the parameter "MUST be included in both
+		// authorization requests and token requests".
+		options = append(options, oauth2.SetAuthURLParam("resource", f.Frozen.Resource))
+	}
 	return &Start{
-		RedirectURL: conf.AuthCodeURL(id,
-			oauth2.S256ChallengeOption(s.Verifier.Value()),
-			// RFC 8707; MCP authorization: the parameter "MUST be included in both
-			// authorization requests and token requests".
-			oauth2.SetAuthURLParam("resource", f.Frozen.Resource)),
-		Cookie: Cookie{Name: b.cookieName(id), Value: secret.New(cookie), MaxAge: stateLife},
+		RedirectURL: conf.AuthCodeURL(id, options...),
+		Cookie:      Cookie{Name: b.cookieName(id), Value: secret.New(cookie), MaxAge: stateLife},
 	}, nil
 }
 

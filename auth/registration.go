@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -30,9 +31,9 @@ const (
 
 // Ways to authenticate at a token endpoint, by their registered names.
 const (
-	methodNone  = "none"
-	methodBasic = "client_secret_basic"
-	methodPost  = "client_secret_post"
+	methodNone  = endpoint.MethodNone
+	methodBasic = endpoint.MethodBasic
+	methodPost  = endpoint.MethodPost
 )
 
 const (

@@ -154,11 +154,19 @@ func (c *clients) sweep() {
 			return
 		case <-ticker.C:
 		}
-		for _, cl := range c.idle() {
-			c.g.log.Info("session ended: idle", "session", shortID(cl.id))
-			c.end(cl)
-		}
+		c.endIdle()
 	}
+}
+
+// endIdle ends them all at once: a remote that is down makes each goodbye take
+// its time.
+func (c *clients) endIdle() {
+	var ending sync.WaitGroup
+	for _, cl := range c.idle() {
+		c.g.log.Info("session ended: idle", "session", shortID(cl.id))
+		ending.Go(func() { c.end(cl) })
+	}
+	ending.Wait()
 }
 
 func (c *clients) idle() (gone []*client) {

@@ -263,9 +263,7 @@ func (r *reader) decode(v value, path string, dst reflect.Value, unknown func(pa
 	switch dst.Kind() {
 	case reflect.Pointer:
 		dst.Set(reflect.New(dst.Type().Elem()))
-		if dst.Type().Elem() != reflect.TypeFor[anyObject]() {
-			r.decode(v, path, dst.Elem(), unknown)
-		}
+		r.decode(v, path, dst.Elem(), unknown)
 		return
 	case reflect.Struct:
 		r.decodeStruct(v, path, dst, unknown)

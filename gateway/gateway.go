@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"sync"
 	"time"
@@ -109,7 +110,11 @@ func New(s Setup) *Gateway {
 }
 
 // view returns the principal's view, opening it if it is the first time.
-func (g *Gateway) view(p auth.Principal) (*view, error) {
+func (g *Gateway) view(p auth.Principal) (*view, error) { return g.viewFor(p, nil) }
+
+// viewFor is view for a principal with one client only, which declares these
+// capabilities; nil: not known, or more clients.
+func (g *Gateway) viewFor(p auth.Principal, capabilities json.RawMessage) (*view, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -118,7 +123,7 @@ func (g *Gateway) view(p auth.Principal) (*view, error) {
 	if v := g.views[p]; v != nil {
 		return v, nil
 	}
-	s, err := g.sessions.Open(p)
+	s, err := g.sessions.OpenFor(p, capabilities)
 	if err != nil {
 		return nil, err
 	}

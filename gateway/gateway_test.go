@@ -24,8 +24,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // inside is a gateway in the test's own process, with one remote behind it.
 type inside struct {
 	*Gateway
-	url     string
-	forward atomic.Int64 // how far its clock is ahead, in nanoseconds
+	url      string
+	forward  atomic.Int64   // how far its clock is ahead, in nanoseconds
+	outgoing *guard.Clients // with which it dials
+	store    *auth.Memory
 }
 
 // newInside builds a gateway in front of a remote; change may alter the config.
@@ -57,7 +59,7 @@ func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
 		}}},
 		Name: "gatehouse", Version: "test", Log: canary.Logger(),
 	})
-	in := &inside{url: url}
+	in := &inside{url: url, outgoing: clients, store: store}
 	g := New(Setup{
 		Config: cfg, Auth: broker, Sessions: pool, PublicURL: url, Version: "test", Log: canary.Logger(),
 		Now: func() time.Time { return time.Now().Add(time.Duration(in.forward.Load())) },

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -315,7 +316,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
-	g.serveView(w, r, g.legacy, principal, method)
+	v, err := g.viewFor(principal, declaredAtFirst(r))
+	g.serveOpened(w, r, g.legacy, v, err, method)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
 		return
@@ -325,6 +327,10 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 
 func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal, method string) {
 	v, err := g.view(p)
+	g.serveOpened(w, r, h, v, err, method)
+}
+
+func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, method string) {
 	if err != nil {
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
@@ -351,6 +357,16 @@ func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool
 	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
 	http.Error(w, refused.say(), http.StatusTooManyRequests)
 	return true
+}
+
+// declaredAtFirst returns the capabilities in the params of initialize.
+func declaredAtFirst(r *http.Request) json.RawMessage {
+	if raw := r.Header[headerParams]; len(raw) == 1 {
+		if got, err := rawjson.Get([]byte(raw[0]), "capabilities"); err == nil && got[0] != nil {
+			return got[0]
+		}
+	}
+	return json.RawMessage("{}")
 }
 
 func withServer(r *http.Request, s *mcp.Server) *http.Request {

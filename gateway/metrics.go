@@ -8,6 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"gatehouse/auth"
 )
 
 // Metrics count what the gateway does, for Prometheus. Their labels are names
@@ -31,7 +33,7 @@ func NewMetrics(cfg *Config, version string) *Metrics {
 	}
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		remotes:  map[string]bool{},
+		remotes:  map[string]bool{auth.LoginRemote: cfg.Gateway.Login != nil},
 		calls:    counter("calls_total", "Requests of clients that were passed on to remotes, by what came of them.", "remote", "outcome"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gatehouse_call_duration_seconds", Help: "How long requests that were passed on to remotes took.",

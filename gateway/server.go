@@ -250,7 +250,7 @@ func isModern(req mcp.Request) bool {
 // modernize adds what a result of protocol 2026-07-28 must carry and a legacy
 // remote does not send.
 func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMessage, error) {
-	members, err := rawjson.Get(result, "resultType", "_meta")
+	members, err := rawjson.Get(result, "resultType", "_meta", "ttlMs", "cacheScope")
 	if err != nil {
 		return nil, fmt.Errorf("reading a result: %w", err)
 	}
@@ -280,9 +280,13 @@ func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMess
 	default:
 		return result, nil
 	}
-	// A list varies by who asks, and may change with every sign-in.
-	if result, err = rawjson.Set(result, "ttlMs", []byte("0")); err != nil {
-		return nil, fmt.Errorf("adding ttlMs: %w", err)
+	if members[2] == nil {
+		if result, err = rawjson.Set(result, "ttlMs", []byte("0")); err != nil {
+			return nil, fmt.Errorf("adding ttlMs: %w", err)
+		}
+	}
+	if members[3] != nil {
+		return result, nil
 	}
 	return rawjson.Set(result, "cacheScope", []byte(`"private"`))
 }

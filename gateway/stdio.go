@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,26 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
+	"gatehouse/session/rawjson"
 )
 
 // ServeStdio speaks MCP over in and out, one JSON message per line, for the
 // default session, until in ends or ctx is done. Either way calls in flight
 // have drain to be answered.
 func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.WriteCloser, drain time.Duration) error {
-	v, err := g.view(auth.Local)
+	writer := &oneByOne{WriteCloser: out}
+	reader := newLines(in, writer, g.cfg.Gateway.Limits.BodyBytes)
+	transport := &stdioTransport{Transport: &mcp.IOTransport{Reader: reader, Writer: writer, MaxLineLength: -1}, g: g, drain: drain}
+	capabilities, err := transport.listen(ctx)
+	var v *view
+	if err == nil {
+		// Not before the client has said what it can be asked: remotes hear it first.
+		if v, err = g.viewFor(auth.Local, capabilities); err != nil {
+			return fmt.Errorf("opening the default session: %w", err)
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("opening the default session: %w", err)
+		return endOfStdio(ctx, err)
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -31,12 +43,15 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 		g.Drain(bounded)
 		stop()
 	})
-	writer := &oneByOne{WriteCloser: out}
-	reader := newLines(in, writer, g.cfg.Gateway.Limits.BodyBytes)
-	err = v.server.Run(running, &stdioTransport{Transport: &mcp.IOTransport{Reader: reader, Writer: writer, MaxLineLength: -1}, g: g, drain: drain})
+	err = v.server.Run(running, transport)
 	if !cancelled() {
 		<-running.Done() // the drain has the rest
 	}
+	return endOfStdio(ctx, err)
+}
+
+// endOfStdio says what the end of the input means.
+func endOfStdio(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
 		return nil // the client left, or we were told to
 	}
@@ -47,20 +62,43 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 // open until what was asked on it is answered.
 type stdioTransport struct {
 	mcp.Transport
-	g     *Gateway
-	drain time.Duration
+	g          *Gateway
+	drain      time.Duration
+	connection *stdioConnection // since listen
 }
 
-func (t *stdioTransport) Connect(ctx context.Context) (mcp.Connection, error) {
+// listen waits for the client's first message and returns the capabilities
+// that it declares there.
+func (t *stdioTransport) listen(ctx context.Context) (json.RawMessage, error) {
 	c, err := t.Transport.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &stdioConnection{Connection: c, g: t.g, drain: t.drain, calls: map[jsonrpc.ID]func(){}}, nil
+	t.connection = &stdioConnection{Connection: c, g: t.g, drain: t.drain, calls: map[jsonrpc.ID]func(){}}
+	first, err := c.Read(ctx)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	t.connection.first = first
+	req, ok := first.(*jsonrpc.Request)
+	if !ok {
+		return nil, nil
+	}
+	if req.Method != "initialize" {
+		return declared(req.Params), nil
+	}
+	got, err := rawjson.Get(req.Params, "capabilities")
+	if err != nil {
+		return nil, nil // the SDK will say what is wrong with it
+	}
+	return got[0], nil
 }
+
+func (t *stdioTransport) Connect(context.Context) (mcp.Connection, error) { return t.connection, nil }
 
 type stdioConnection struct {
 	mcp.Connection
+	first jsonrpc.Message // read already; nil: none
 	g     *Gateway
 	drain time.Duration
 	owed  inFlight // answers of this connection
@@ -70,7 +108,10 @@ type stdioConnection struct {
 }
 
 func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
-	msg, err := c.Connection.Read(ctx)
+	msg, err := c.first, error(nil)
+	if c.first = nil; msg == nil {
+		msg, err = c.Connection.Read(ctx)
+	}
 	if err != nil {
 		// The SDK ends with the input. Who has asked and closed it still wants the
 		// answers.

@@ -244,7 +244,8 @@ type remoteStatus struct {
 	Tools       int        `json:"tools"`
 	Server      string     `json:"server,omitempty"` // what it calls itself, and its version
 	Protocol    string     `json:"protocol,omitempty"`
-	SignIn      string     `json:"sign_in"` // signed_in | signed_out | none: it asks for none
+	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none: it asks for none
+	SignInBy    string     `json:"sign_in_by,omitempty"` // one of signInBy
 	Account     string     `json:"account,omitempty"`
 	Issuer      string     `json:"issuer,omitempty"`
 	Scopes      []string   `json:"scopes,omitempty"`
@@ -254,6 +255,15 @@ type remoteStatus struct {
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
 	Advice      string     `json:"advice,omitempty"`
+}
+
+// signInBy says how a remote is signed in to, by auth.type.
+var signInBy = map[string]string{
+	auth.TypeOAuth:    "own sign-in",
+	auth.TypeForward:  "forwarded login",
+	auth.TypeExchange: "exchanged token",
+	auth.TypeIDJAG:    "identity assertion (ID-JAG)",
+	auth.TypeMachine:  "the gateway's own credentials",
 }
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
@@ -328,12 +338,8 @@ func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
 
 func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus {
 	out := remoteStatus{Name: server.Name, SignIn: "none"}
-	switch {
-	case server.Disabled:
+	if server.Disabled {
 		out.Status, out.Advice = "disabled", "It is switched off in the config."
-		return out
-	case server.Unsupported != "":
-		out.Status, out.Advice = "unsupported", server.Unsupported
 		return out
 	}
 	conn := v.session.Status(server.Name)
@@ -351,9 +357,10 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 			out.Advice = "It is tried again by itself every few seconds."
 		}
 	}
-	if server.Auth.Type != "oauth" {
+	if !server.Auth.SignsIn() {
 		return out
 	}
+	out.SignInBy = signInBy[server.Auth.Type]
 	held := g.auth.Status(v.principal, server.Name)
 	// It has asked for a sign-in, or may do so yet: only what has let the
 	// principal in without one is known to ask for none.
@@ -421,6 +428,9 @@ func describe(s remoteStatus, now time.Time) string {
 		if s.Refreshable {
 			in += ", renewed by itself"
 		}
+		if s.SignInBy != signInBy[auth.TypeOAuth] {
+			in += ", by " + s.SignInBy
+		}
 		parts = append(parts, in)
 	}
 	if s.LastError != "" {
@@ -454,10 +464,15 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 		g.failed(ctx, c, name, "signing in", err)
 		return renderCall(err, g.now())
 	}
-	if server.Auth.Type != "oauth" {
+	switch server.Auth.Type {
+	case "none":
 		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: its config says so.", name), nil)
+	case auth.TypeMachine:
+		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: the gateway signs in with credentials of its own.", name), nil)
 	}
-	if held := g.auth.Status(c.view.principal, name); held.SignedIn {
+	if held := g.auth.Status(c.view.principal, name); held.SignedIn && server.Auth.ByLogin() {
+		return toolText(fmt.Sprintf("%s is connected by your login at the gateway. To use another account, call %s with remote %q first.", name, toolLogout, auth.LoginRemote), nil)
+	} else if held.SignedIn {
 		return toolText(fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil)
 	}
 	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
@@ -484,7 +499,9 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 		return toolError("Sign out of what? Give exactly one of remote, issuer, or all: true.")
 	}
 	var remotes []string
-	if name != "" {
+	if name == auth.LoginRemote && g.cfg.Gateway.Login != nil {
+		remotes = []string{name}
+	} else if name != "" {
 		server, say := g.cfg.Named(name)
 		if server == nil {
 			return toolError(say)
@@ -493,9 +510,15 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	} else {
 		for _, server := range g.cfg.Running() {
 			held := g.auth.Status(c.view.principal, server.Name)
+			if all && server.Auth.ByLogin() {
+				continue // it ends with the login
+			}
 			if all || held.SignedIn && held.Issuer == issuer {
 				remotes = append(remotes, server.Name)
 			}
+		}
+		if login := g.cfg.Gateway.Login; login != nil && (all || login.Issuer == issuer) {
+			remotes = append(remotes, auth.LoginRemote)
 		}
 	}
 	var lines []string
@@ -510,20 +533,39 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 }
 
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
+	server, _ := g.cfg.Named(remote)
+	if server != nil && server.Auth.Type == auth.TypeMachine {
+		return "" // nobody has signed in
+	}
 	held := g.auth.Status(c.view.principal, remote)
 	revoked, err := g.auth.SignOut(ctx, c.view.principal, remote)
-	switch {
-	case errors.Is(err, auth.ErrUnknownRemote):
+	if errors.Is(err, auth.ErrUnknownRemote) {
 		return ""
+	}
+	// Without a sign-in too: what it listed in an earlier run is forgotten.
+	c.view.session.Disconnect(remote)
+	if remote == auth.LoginRemote {
+		for _, server := range g.cfg.Running() {
+			if server.Auth.ByLogin() {
+				c.view.session.Disconnect(server.Name)
+			}
+		}
+	}
+	switch {
 	case err == nil && !held.SignedIn && held.Pending != nil:
 		return remote + ": you were not signed in; the pending sign-in is cancelled and its link works no more."
 	case err == nil && !held.SignedIn:
 		return ""
 	}
 	g.signedOut(ctx, c.view.principal, remote, revoked)
-	c.view.session.Disconnect(remote)
 	if err != nil {
 		g.failed(ctx, c, remote, "signing out", err)
+	}
+	if server != nil && server.Auth.ByLogin() {
+		return fmt.Sprintf("%s: its tokens are forgotten here, and the next call gets new ones by your login at the gateway. To end that, call %s with remote %q.", remote, toolLogout, auth.LoginRemote)
+	}
+	if remote == auth.LoginRemote {
+		remote = "your login at the gateway"
 	}
 	if revoked {
 		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."

@@ -179,6 +179,25 @@ var atOnce = func() context.Context {
 	return ctx
 }()
 
+// cacheHint is how long a merged list may be kept, and by whom: "public" where
+// every remote says that its part is the same for everybody. A remote that is
+// not connected may change its part at any moment.
+func (v *view) cacheHint(kind int) (ttl time.Duration, scope string) {
+	ttl, scope = time.Hour, "public"
+	now := time.Now()
+	for _, c := range v.session.Catalogs(atOnce) {
+		hint := c.Hints[kind]
+		if !c.Known || !c.Connected {
+			hint = session.CacheHint{}
+		}
+		if !hint.Public {
+			scope = "private"
+		}
+		ttl = max(0, min(ttl, hint.Until.Sub(now)))
+	}
+	return ttl, scope
+}
+
 // known reports whether the remote's tools have been listed for this principal.
 func (v *view) known(remote string) bool {
 	return slices.ContainsFunc(v.session.Catalogs(atOnce), func(c session.Catalog) bool {

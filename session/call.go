@@ -132,8 +132,9 @@ func (l *link) only() *call {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var newest *call
+	oneClient := l.connection.session.owner != nil
 	for _, c := range l.calls {
-		if newest != nil && (c.from.Client != newest.from.Client || c.from.Client == nil) {
+		if newest != nil && !oneClient && (c.from.Client != newest.from.Client || c.from.Client == nil) {
 			return nil // a guess could reach the wrong one
 		}
 		if newest == nil || c.id > newest.id {
@@ -155,7 +156,10 @@ func (l *link) incoming(c *call) incoming {
 // heard passes a remote's notification on to whom it concerns.
 func (l *link) heard(c *call, method string, params json.RawMessage) {
 	switch method {
-	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed":
+	case "notifications/tools/list_changed":
+		l.connection.said.Store(true)
+		l.connection.changed()
+	case "notifications/prompts/list_changed", "notifications/resources/list_changed":
 		l.connection.changed()
 	case notifyUpdated:
 		l.connection.updated(params)

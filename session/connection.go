@@ -43,16 +43,20 @@ type connection struct {
 	ids     atomic.Int64  // of our requests, over all links
 	aside   chan struct{} // slots of messages that nobody waits for
 	wanting atomic.Bool   // the state is StateSignInNeeded
+	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
+	recalled     sync.Once // what was listed in an earlier run
+	memo         memo
 
-	mu         sync.Mutex       // guards all below; never held over the network
-	epoch      int              // counts disconnects: what began before one does not count after it
-	link       *link            // nil: not connected
-	dialing    *attempt         // nil: none in flight
-	listing    *attempt         // nil: none in flight
-	listed     *attempt         // the last listing that ended
+	mu         sync.Mutex // guards all below; never held over the network
+	epoch      int        // counts disconnects: what began before one does not count after it
+	link       *link      // nil: not connected
+	dialing    *attempt   // nil: none in flight
+	listing    *attempt   // nil: none in flight
+	listed     *attempt   // the last listing that ended
+	listedAt   time.Time
 	listings   int              // begun so far
 	relist     bool             // the list has changed while it was being read
 	subscribed map[string]*link // URIs of resources, and on which link
@@ -251,6 +255,9 @@ func (c *connection) drop(l *link, err error) {
 		return
 	}
 	c.unlinkLocked()
+	if _, owned := l.via.(*duplex); owned {
+		c.letGo(l)
+	}
 	if err == nil {
 		c.mu.Unlock()
 		return
@@ -380,6 +387,7 @@ func (c *connection) startDialLocked(loud bool) *attempt {
 
 // dial initializes an MCP session and has its tools listed.
 func (c *connection) dial(a *attempt) {
+	c.recalled.Do(c.recall)
 	l, err := c.begin(c.session.ctx, a.loud)
 	c.mu.Lock()
 	if c.dialing == a {
@@ -480,6 +488,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
+	said := c.said.Swap(false)
 	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
 		err = c.remote.gone()
@@ -491,18 +500,22 @@ func (c *connection) list(a *attempt) {
 		close(a.done)
 		return
 	}
-	c.listing, c.listed = nil, a
+	c.listing, c.listed, c.listedAt = nil, a, time.Now()
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
+		if _, owned := a.link.via.(*duplex); owned {
+			c.letGo(a.link)
+		}
 	}
 	news := c.settleLocked(err)
-	changed := news && err == nil
+	changed := err == nil && (news || said)
 	if read != nil && a.link.modern {
 		c.headers = read.headers
 	}
 	if read != nil && c.catalog.update(read) {
 		c.status.Tools = len(c.catalog.Tools)
 		changed = true
+		c.remember(c.catalog)
 	}
 	if c.relist && c.link == a.link {
 		c.startListLocked(a.link, false)
@@ -636,13 +649,14 @@ func (c *connection) quietly(ctx context.Context) error {
 func (c *connection) disconnect() {
 	c.mu.Lock()
 	l := c.unlinkLocked()
-	known := c.catalog.Known
+	known := c.catalog.Known || len(c.catalog.Tools) > 0
 	c.epoch++
 	c.dialing, c.listing, c.listed = nil, nil, nil
 	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
 	c.mu.Unlock()
+	c.unremember()
 	c.closeSides(func(sideKey) bool { return true })
 	if known {
 		c.session.changed()

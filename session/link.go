@@ -18,6 +18,8 @@ import (
 const (
 	maxSides = 64               // links of a connection beside the main one
 	sideIdle = 10 * time.Minute // after which one is closed that nobody uses
+
+	streamWait = time.Second // of the first call on a link for its event stream
 )
 
 // link is one agreement with the remote: in the legacy era an MCP session, from
@@ -40,9 +42,11 @@ type link struct {
 
 	ctx       context.Context // ends with the link; set when it is the connection's
 	stop      context.CancelFunc
-	listening bool // on the remote's event stream; guarded by the connection's mu
-	relisten  bool // a list has been read since it began to; guarded like it
-	silent    bool // the remote has none; guarded like it
+	listening bool          // on the remote's event stream; guarded by the connection's mu
+	relisten  bool          // a list has been read since it began to; guarded like it
+	silent    bool          // the remote has none; guarded like it
+	opened    chan struct{} // closed when the stream of a side link is open, or has failed
+	once      sync.Once     // closes opened
 
 	mu    sync.Mutex      // guards all below
 	calls map[int64]*call // in flight, by request id
@@ -78,6 +82,13 @@ func (l *link) request(ctx context.Context, id int64, method string, params json
 		}
 	}
 	return l.via.request(ctx, header, id, method, params, l.incoming(c))
+}
+
+// streamKnown says that it is known whether there is an event stream.
+func (l *link) streamKnown() {
+	if l.opened != nil {
+		l.once.Do(func() { close(l.opened) })
+	}
 }
 
 // readCapabilities reads what a server declares, in an answer to method.
@@ -159,18 +170,23 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 }
 
 // initialize is the handshake of the legacy era: initialize, and initialized.
-func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage) (*link, error) {
+// Before is the transport of an attempt in the other era, if it is still good.
+func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage, before transport) (*link, error) {
 	params, err := initializeParams(c.session.pool.info, profile)
 	if err != nil {
 		return nil, err
 	}
 	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile}
-	if l.via, err = c.open(ctx, l); err != nil {
-		return nil, err
-	}
 	err = c.wire.authorized(ctx, loud, func() error {
-		ctx, cancel := within(ctx, dialTimeout)
+		ctx, cancel := within(ctx, c.remote.patience(dialTimeout))
 		defer cancel()
+		if l.via == nil {
+			via, err := c.reopened(ctx, l, before)
+			if err != nil {
+				return err
+			}
+			l.via = via
+		}
 		result, header, err := l.request(ctx, c.ids.Add(1), "initialize", params, nil)
 		if err == nil {
 			err = l.readInitialized(result, header)
@@ -178,7 +194,7 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 		return err
 	})
 	if err != nil {
-		c.goodbye(l)
+		c.abandon(l)
 		return nil, c.refusedToBegin(err)
 	}
 	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
@@ -221,9 +237,6 @@ func implementation(name, version string) json.RawMessage {
 	return info
 }
 
-// open returns what carries a new link's messages.
-func (c *connection) open(_ context.Context, _ *link) (transport, error) { return &c.wire, nil }
-
 // sideKey is whose a side link is.
 type sideKey struct {
 	client  any
@@ -250,6 +263,10 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		key.client = from.Client
 	}
 	switch {
+	case c.remote.Command != nil:
+		// One program for each principal: two would get into each other's way.
+		main.heardBy(from.Later)
+		return main, func() {}, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):
@@ -336,7 +353,7 @@ func (c *connection) makeRoomLocked() {
 
 // openSide initializes a side link.
 func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawMessage)) {
-	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile))
+	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile), nil)
 	if err == nil {
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		l.side, l.later = true, later
@@ -349,14 +366,30 @@ func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawM
 		delete(c.sides, key)
 	case err == nil && gone:
 		l.stop()
-	case err == nil && key.client != nil:
-		// Many servers ask on this stream, whichever call it is for.
+	case err == nil:
+		// Many servers ask on this stream, whichever call it is for; and what they
+		// ask before it is open is lost.
+		l.opened = make(chan struct{})
 		l.listening = c.session.spawn(func() { c.listen(l) })
 	}
 	c.mu.Unlock()
+	if err == nil && !gone {
+		l.awaitStream()
+	}
 	close(s.done)
 	if err == nil && gone {
 		c.goodbye(l)
+	}
+}
+
+// awaitStream waits a moment for the event stream of a new link.
+func (l *link) awaitStream() {
+	timer := time.NewTimer(streamWait)
+	defer timer.Stop()
+	select {
+	case <-l.opened:
+	case <-timer.C:
+	case <-l.ctx.Done():
 	}
 }
 
@@ -388,7 +421,14 @@ func (c *connection) closeSideLocked(key sideKey, s *side) {
 	}
 	if l := s.link; l != nil {
 		l.stop()
-		c.session.spawn(func() { c.goodbye(l) })
+		c.letGo(l)
+	}
+}
+
+// letGo says goodbye in the background.
+func (c *connection) letGo(l *link) {
+	if !c.session.spawn(func() { c.goodbye(l) }) {
+		go c.goodbye(l) // the session is closing, and does not know this link any more
 	}
 }
 
@@ -403,6 +443,7 @@ func (c *connection) dropSide(l *link) {
 				s.idle.Stop()
 			}
 			l.stop()
+			c.letGo(l)
 		}
 	}
 }

@@ -27,7 +27,9 @@ const (
 // Remote is what a connection needs to know of one remote.
 type Remote struct {
 	Name       string
-	URL        string
+	URL        string                          // empty for a command
+	SSE        bool                            // it speaks the deprecated HTTP+SSE transport
+	Command    *Command                        // nil: it is at the URL
 	Headers    http.Header                     // of every request; what the protocol sets itself stays its own; may be nil
 	Timeout    time.Duration                   // of one call; 0: 60 s
 	HTTP       *guard.Client                   // towards this remote, required
@@ -46,12 +48,21 @@ type Authorizer interface {
 	Challenge(ctx context.Context, resp *http.Response) error
 }
 
+// Memory keeps what remotes have listed from one run to the next ([auth.Broker]
+// is one). What it fails at is lost, and no harm.
+type Memory interface {
+	Remember(ctx context.Context, p auth.Principal, remote, url string, listed []byte) error
+	Recall(ctx context.Context, p auth.Principal, remote, url string) ([]byte, error)
+	Unremember(ctx context.Context, p auth.Principal, remote, url string) error
+}
+
 // Config says what a pool connects to.
 type Config struct {
 	Remotes     []Remote // in config order, names unique
 	Name        string   // how the gateway introduces itself to remotes
 	Version     string
 	Log         *slog.Logger // required
+	Memory      Memory       // may be nil
 	MaxSessions int          // at once; 0: 10,000
 }
 
@@ -60,6 +71,7 @@ type Config struct {
 type Pool struct {
 	info      json.RawMessage // how the gateway introduces itself
 	log       *slog.Logger
+	memory    Memory
 	max       int
 	remotes   []*remote
 	farewells chan struct{}
@@ -78,6 +90,7 @@ func New(cfg Config) *Pool {
 	p := &Pool{
 		info:      implementation(cfg.Name, cfg.Version),
 		log:       cfg.Log,
+		memory:    cfg.Memory,
 		max:       cfg.MaxSessions,
 		farewells: make(chan struct{}, maxFarewells),
 		sessions:  map[auth.Principal]*Session{},
@@ -88,7 +101,7 @@ func New(cfg Config) *Pool {
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	for _, r := range cfg.Remotes {
 		made := newRemote(r, cfg.Log)
-		made.recovery = newRecovery(p)
+		made.recovery = newRecovery(p, made)
 		p.remotes = append(p.remotes, made)
 	}
 	return p
@@ -98,7 +111,15 @@ func newRemote(r Remote, log *slog.Logger) *remote {
 	if r.Timeout == 0 {
 		r.Timeout = defaultTimeout
 	}
-	made := &remote{Remote: r, header: http.Header{}, client: r.HTTP.Stream()}
+	made := &remote{Remote: r, header: http.Header{}}
+	if r.Command != nil {
+		made.url, made.display = &url.URL{}, r.Command.Path
+		return made
+	}
+	made.client = r.HTTP.Stream()
+	if r.SSE {
+		made.eras.Store(int32(eraLegacy)) // the transport is older than the modern era
+	}
 	u, err := url.Parse(r.URL)
 	if err != nil {
 		u = &url.URL{} // the guarded client refuses it, and its failure says so

@@ -121,6 +121,32 @@ func (s *Session) Catalogs(ctx context.Context) []Catalog {
 	return catalogs
 }
 
+// refreshFloor is how often lists are read anew at the most because they have
+// become old.
+const refreshFloor = 5 * time.Second
+
+// Refresh has lists read anew that may be out of date: their time is over, and
+// the remote does not say when they change. Nobody waits for it.
+func (s *Session) Refresh() {
+	now := time.Now()
+	for _, c := range s.connections {
+		c.mu.Lock()
+		stale := c.link != nil && c.link.modern && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
+		if stale {
+			o := c.link.offers
+			told := [...]bool{o.ToolsChange, o.PromptsChange, o.ResourcesChange, o.ResourcesChange}
+			stale = false
+			for i, hint := range c.catalog.Hints {
+				stale = stale || !told[i] && hint.Until.Before(now)
+			}
+		}
+		c.mu.Unlock()
+		if stale {
+			c.changed()
+		}
+	}
+}
+
 // Connect makes sure that the remote is connected and its tools listed, both
 // as of now. If that takes a sign-in it starts one, and its error says so as
 // that of [Session.Call] does. What it began goes on when ctx is done.

@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strconv"
 	"sync"
+	"time"
 )
 
 // errTooLarge: a message of a remote exceeds what is read of one.
@@ -15,10 +17,15 @@ const readBuffer = 16 << 10
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
 
+// maxEventID bounds what is kept of an event's id.
+const maxEventID = 1 << 10
+
 // eventReader reads an event stream, as the HTML standard (section 9.2.6,
-// "Interpreting an event stream") defines it. Ids and retry times are for
-// streams that are resumed; these are not.
+// "Interpreting an event stream") defines it.
 type eventReader struct {
+	lastID string        // where the stream could be resumed; "" nowhere
+	retry  time.Duration // to wait before that, as the server says; 0: it did not
+
 	r      *bufio.Reader
 	limit  int    // of one event's data, and of one line
 	begun  bool   // the byte order mark is behind us
@@ -61,6 +68,16 @@ func (e *eventReader) next() (event string, data []byte, err error) {
 			value = value[1:]
 		}
 		switch string(name) {
+		case "id":
+			// "If the field value does not contain U+0000 NULL, then set the last event
+			// ID buffer to the field value."
+			if len(value) <= maxEventID && !bytes.ContainsRune(value, 0) {
+				e.lastID = string(value)
+			}
+		case "retry":
+			if ms, err := strconv.ParseUint(string(value), 10, 31); err == nil {
+				e.retry = time.Duration(ms) * time.Millisecond
+			}
 		case "event":
 			event = string(value)
 		case "data":

@@ -67,6 +67,7 @@ func (c *connection) listen(l *link) {
 		c.resubscribe(l)
 	}
 	if _, overHTTP := l.via.(*wire); !overHTTP {
+		l.streamKnown()
 		return // what it has to say comes by itself
 	}
 	pause := backoff.NewExponentialBackOff()
@@ -131,6 +132,7 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 		resp, err = c.wire.get(l.ctx, header)
 		return err
 	})
+	l.streamKnown()
 	if err != nil {
 		return false, err
 	}

@@ -152,7 +152,7 @@ func (w *wire) request(ctx context.Context, header http.Header, id int64, method
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
-	result, err := w.answer(ctx, resp, id, in)
+	result, err := w.answer(ctx, resp, header, id, in)
 	return result, resp.Header, err
 }
 
@@ -182,6 +182,10 @@ func (w *wire) post(ctx context.Context, header http.Header, id int64, body []by
 
 // send makes one HTTP request with the token that is held now, if there is one.
 func (w *wire) send(ctx context.Context, method string, header http.Header, body []byte) (*http.Response, error) {
+	return w.sendTo(ctx, method, w.remote.url, header, body)
+}
+
+func (w *wire) sendTo(ctx context.Context, method string, target *url.URL, header http.Header, body []byte) (*http.Response, error) {
 	h := make(http.Header, len(header)+1)
 	maps.Copy(h, header)
 	if w.auth != nil {
@@ -198,7 +202,7 @@ func (w *wire) send(ctx context.Context, method string, header http.Header, body
 		}
 	}
 	req := &http.Request{
-		Method: method, URL: w.remote.url, Host: w.remote.url.Host, Header: h,
+		Method: method, URL: target, Host: target.Host, Header: h,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	if body != nil {
@@ -281,7 +285,7 @@ func mediaType(h http.Header) string {
 }
 
 // answer reads the answer of a request out of a response with a status 2xx.
-func (w *wire) answer(ctx context.Context, resp *http.Response, id int64, in incoming) (json.RawMessage, error) {
+func (w *wire) answer(ctx context.Context, resp *http.Response, header http.Header, id int64, in incoming) (json.RawMessage, error) {
 	r := w.remote
 	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return nil, r.fail(KindBadAnswer, nil, "answered with a compressed body that was not asked for.")
@@ -290,11 +294,15 @@ func (w *wire) answer(ctx context.Context, resp *http.Response, id int64, in inc
 	// Content-Type: text/event-stream … or Content-Type: application/json".
 	switch t := mediaType(resp.Header); {
 	case t == typeStream:
-		result, err := w.readStream(ctx, resp.Body, id, in)
+		var where place
+		result, err := w.readStream(ctx, resp.Body, id, in, &where)
 		if err == nil {
 			// "After the JSON-RPC response has been sent, the server SHOULD terminate
 			// the SSE stream."
 			drain(resp.Body)
+		}
+		if where.cut && where.lastID != "" {
+			return w.resume(ctx, header, id, in, where, err)
 		}
 		return result, err
 	case t == typeJSON:
@@ -352,15 +360,78 @@ func (r *remote) badAnswer(what error) *Failure {
 	return r.fail(KindBadAnswer, nil, "answered with %v. That is a fault of the server: ask its operator.", what)
 }
 
+// place is how far a stream has been read.
+type place struct {
+	lastID string
+	retry  time.Duration
+	cut    bool // it ended before the response
+}
+
+const (
+	maxResumes   = 5 // in a row that bring nothing new
+	firstRetry   = time.Second
+	longestRetry = 30 * time.Second
+)
+
+// resume goes on reading an answer whose stream has ended before the response.
+// "If the client wishes to resume after a disconnection, it SHOULD issue an HTTP
+// GET to the MCP endpoint, and include the Last-Event-ID header". If that does
+// not work, cut is the error.
+func (w *wire) resume(ctx context.Context, header http.Header, id int64, in incoming, where place, cut error) (json.RawMessage, error) {
+	for tries := 0; tries < maxResumes; tries++ {
+		// "The client MUST respect the retry field".
+		pause := firstRetry
+		if where.retry > 0 {
+			pause = min(where.retry, longestRetry)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, w.remote.ended(ctx)
+		}
+		h := maps.Clone(header)
+		h["Accept"], h["Last-Event-Id"] = []string{typeStream}, []string{where.lastID}
+		delete(h, "Content-Type")
+		resp, err := w.get(ctx, h)
+		if failure, ok := errors.AsType[*Failure](err); ok && (failure.Kind == KindUnreachable || failure.Kind == KindCut) {
+			continue
+		}
+		if err != nil || mediaType(resp.Header) != typeStream {
+			if err == nil {
+				resp.Body.Close()
+			}
+			return nil, cut
+		}
+		before := where.lastID
+		result, err := w.readStream(ctx, resp.Body, id, in, &where)
+		resp.Body.Close()
+		if !where.cut {
+			return result, err
+		}
+		if where.lastID != before {
+			tries = -1
+		}
+	}
+	return nil, cut
+}
+
 // readStream reads an event stream up to the response. What comes before it is
 // handed on in order; what comes after it is nobody's.
-func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in incoming) (json.RawMessage, error) {
+func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in incoming, where *place) (json.RawMessage, error) {
 	events := newEventReader(body, maxMessage)
-	defer events.release()
+	events.lastID, events.retry = where.lastID, where.retry
+	defer func() {
+		where.lastID, where.retry = events.lastID, events.retry
+		events.release()
+	}()
+	where.cut = false
 	requests := 0
 	for {
 		event, data, err := events.next()
 		if err != nil {
+			where.cut = ctx.Err() == nil && !errors.Is(err, errTooLarge)
 			return nil, w.remote.broken(ctx, err)
 		}
 		// An event without data only tells where the stream could be resumed.
