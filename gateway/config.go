@@ -615,7 +615,7 @@ func checkPath(r *reader, at, p string) {
 	if p == "" {
 		return
 	}
-	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
+	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/signin", "/signout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
 	switch {
 	case !strings.HasPrefix(p, "/") || p == "/" || path.Clean(p) != p ||
 		strings.ContainsFunc(p, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune(`{}?#%\"<>`, c) }):

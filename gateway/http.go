@@ -55,6 +55,7 @@ const IdentityPath = "/.well-known/gatehouse"
 // Methods are checked inside: "GET" in a pattern would let HEAD through, and a
 // HEAD must not use up a state.
 func (g *Gateway) pageRoutes(mux *http.ServeMux) {
+	g.homeRoutes(mux)
 	if !g.cfg.Gateway.OAuth.Enabled {
 		return
 	}

@@ -24,7 +24,10 @@ const connectWait = 5 * time.Second
 //go:embed page.html
 var pageHTML string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+//go:embed style.html
+var styleHTML string
+
+var pageTemplate = template.Must(template.Must(template.New("page").Parse(styleHTML)).Parse(pageHTML))
 
 // pageData is one page. It never holds anything that a provider or the request
 // wrote, except the configured remote's name.
@@ -34,6 +37,7 @@ type pageData struct {
 	OK    bool
 	Facts [][2]string // what the person should compare, as label and value
 	Ask   string      // of the button that posts to the page's own URL; empty: none
+	Home  bool        // there is a status page to go to; writePage's
 }
 
 // page wraps a page's handler: the headers that every page has, the methods
@@ -65,6 +69,7 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 }
 
 func (g *Gateway) writePage(w http.ResponseWriter, status int, data pageData) {
+	data.Home = g.onLoopback()
 	var out bytes.Buffer
 	if err := pageTemplate.Execute(&out, data); err != nil {
 		g.log.Error("rendering a page", "error", err)
