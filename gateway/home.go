@@ -69,6 +69,7 @@ type homeRemote struct {
 	StateSay    string
 	Facts       []homeFact
 	Problem     string
+	ProblemAt   *time.Time // may be nil
 	Advice      string
 	SignIn      string // on the button; empty: there is none
 	SignOut     bool
@@ -147,7 +148,7 @@ func (g *Gateway) writeHome(w http.ResponseWriter, r *http.Request, p auth.Princ
 
 // homeRemote words a remote's status for a person at a browser.
 func (g *Gateway) homeRemote(s remoteStatus) homeRemote {
-	out := homeRemote{Name: s.Name, Label: s.Name, Problem: s.LastError, Facts: facts(s)}
+	out := homeRemote{Name: s.Name, Label: s.Name, Problem: s.LastError, ProblemAt: s.LastErrorAt, Facts: facts(s)}
 	server, _ := g.cfg.Named(s.Name)
 	person := server != nil && g.cfg.Gateway.OAuth.Enabled && server.Auth.SignsIn() && server.Auth.Type != auth.TypeMachine
 	if person && s.SignIn == "signed_out" {
@@ -167,7 +168,10 @@ func (g *Gateway) homeRemote(s remoteStatus) homeRemote {
 		out.State, out.StateSay, out.Advice = "off", "Switched off", s.Advice
 	default:
 		out.State, out.StateSay, out.Advice = "bad", "Unavailable", s.Advice
-		if out.SignIn != "" {
+		switch {
+		case s.retried:
+			out.SignIn = "" // nobody is there to sign in with
+		case out.SignIn != "":
 			out.SignIn, out.Advice = "Try to sign in", ""
 		}
 	}
@@ -191,9 +195,6 @@ func facts(s remoteStatus) []homeFact {
 		out = append(out, until)
 	}
 	add("Server", s.Server)
-	if s.LastErrorAt != nil {
-		out = append(out, homeFact{Label: "Last problem at", Time: s.LastErrorAt})
-	}
 	return out
 }
 

@@ -255,6 +255,7 @@ type remoteStatus struct {
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
 	Advice      string     `json:"advice,omitempty"`
+	retried     bool       // by itself
 }
 
 // signInBy says how a remote is signed in to, by auth.type.
@@ -353,7 +354,7 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 	}
 	if out.Status == string(session.StateUnavailable) {
 		out.Advice = "It is tried again with the next call."
-		if conn.Retried {
+		if out.retried = conn.Retried; out.retried {
 			out.Advice = "It is tried again by itself every few seconds."
 		}
 	}
