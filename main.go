@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -273,16 +275,34 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	}
 	defer listener.Close()
 	base := localURL(cfg.Gateway.Listen, listener.Addr())
+	certificate, err := loadCertificate(cfg, log)
+	if err != nil {
+		return err
+	}
+	if certificate != nil {
+		base = "https" + strings.TrimPrefix(base, "http")
+		listener = tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificate.Get})
+	}
 	store, err := openStore(ctx, cfg, "memory", log)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	h, err := build(cfg, publicURL(cfg, base), store, log)
+	audit, closeAudit, err := openAudit(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer closeAudit()
+	h, err := build(cfg, publicURL(cfg, base), store, log, audit)
 	if err != nil {
 		return err
 	}
 	defer h.close()
+	stopMetrics, err := serveMetrics(ctx, cfg, h, log)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.Handler(), log)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
@@ -310,6 +330,55 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return fmt.Errorf("serving: %w", err)
 	}
 	return nil
+}
+
+// loadCertificate reads the gateway's own certificate, nil if it has none.
+func loadCertificate(cfg *gateway.Config, log *slog.Logger) (*gateway.Certificate, error) {
+	files := cfg.Gateway.TLS
+	if files.Cert == "" {
+		return nil, nil
+	}
+	certificate, err := gateway.LoadCertificate(cfg.Path(files.Cert), cfg.Path(files.Key), log)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("gateway.tls: %w", err)}
+	}
+	return certificate, nil
+}
+
+// serveMetrics serves the metrics at an address of their own, if they have one,
+// until stop.
+func serveMetrics(ctx context.Context, cfg *gateway.Config, h *house, log *slog.Logger) (stop func(), err error) {
+	address := cfg.Gateway.Metrics.Listen
+	if address == "" {
+		return func() {}, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listening for metrics (gateway.metrics.listen): %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", h.metrics.Handler())
+	srv := gateway.NewServer(context.WithoutCancel(ctx), mux, log)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("serving metrics failed", "error", err)
+		}
+	})
+	log.Info("serving metrics", "metrics", "http://"+listener.Addr().String()+"/metrics")
+	return func() {
+		srv.Close()
+		serving.Wait()
+	}, nil
+}
+
+// configuredURL is where clients and browsers reach the gateway, going by the
+// config alone.
+func configuredURL(cfg *gateway.Config) string {
+	if cfg.Gateway.TLS.Cert != "" {
+		return publicURL(cfg, "https://"+cfg.Gateway.Listen)
+	}
+	return publicURL(cfg, "http://"+cfg.Gateway.Listen)
 }
 
 // publicURL is where browsers reach the gateway.

@@ -66,10 +66,21 @@ type Config struct {
 	Disabled bool // no sign-ins: a challenge is ErrDisabled
 	MaxFlows int  // pending flows of one principal; 0: 10
 
+	// Refreshed is told of each refresh that was sent to an authorization server
+	// and of its outcome: one of [RefreshDone] and so on; may be nil.
+	Refreshed func(remote, outcome string)
+
 	Store Store            // required; closed by its owner
 	Log   *slog.Logger     // required
 	Now   func() time.Time // nil: time.Now
 }
+
+// Outcomes of a refresh.
+const (
+	RefreshDone    = "done"
+	RefreshRefused = "refused" // by the authorization server
+	RefreshFailed  = "failed"  // no answer that could be used
+)
 
 const (
 	defaultMaxFlows     = 10
@@ -97,6 +108,7 @@ type Broker struct {
 	disabled     bool
 	maxFlows     int
 	metadata     []byte // the Client ID Metadata Document; nil: not served here
+	refreshed    func(remote, outcome string)
 	store        Store
 	log          *slog.Logger
 	now          func() time.Time
@@ -144,6 +156,9 @@ func New(c Config) (*Broker, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Refreshed == nil {
+		c.Refreshed = func(string, string) {}
+	}
 	c.Remotes = slices.Clone(c.Remotes)
 	remotes := make(map[string]*Remote, len(c.Remotes))
 	slots := make(map[string]chan struct{}, len(c.Remotes))
@@ -187,6 +202,7 @@ func New(c Config) (*Broker, error) {
 		callbackPath: c.CallbackPath,
 		disabled:     c.Disabled,
 		maxFlows:     c.MaxFlows,
+		refreshed:    c.Refreshed,
 		store:        c.Store,
 		log:          c.Log,
 		now:          c.Now,

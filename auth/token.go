@@ -174,11 +174,18 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	answer, err := endpoint.Token(ctx, h.remote.HTTP.Fetch(), g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
 	if err != nil {
-		if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Unanswered() {
+		e, ok := errors.AsType[*endpoint.Error](err)
+		if ok && !e.Unanswered() {
 			b.answered(ctx, h)
+		}
+		if ok && e.Refused() {
+			b.refreshed(h.key.remote, RefreshRefused)
+		} else {
+			b.refreshed(h.key.remote, RefreshFailed)
 		}
 		return b.refreshFailed(log.With("duration", took), h, err)
 	}
+	b.refreshed(h.key.remote, RefreshDone)
 	if h.remote.login && !answer.ID.IsEmpty() {
 		if err := b.verifyLogin(ctx, answer.ID, g.ID); err != nil {
 			// The rest of the answer is good, and the old refresh token may be used up.
