@@ -2,19 +2,19 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 
 	"gatehouse/auth"
 	"gatehouse/auth/guard"
-	"gatehouse/auth/secret"
 	"gatehouse/gateway"
 	"gatehouse/session"
 )
@@ -94,7 +94,11 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
-		config, err := remoteTLS(cfg, server)
+		if server.Command != "" {
+			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
+			continue
+		}
+		config, err := tlsTowards(cfg, server.TLS)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
@@ -110,84 +114,64 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		}
 		remotes = append(remotes, session.Remote{
 			Name: server.Name, URL: server.URL.String(), Headers: headers,
-			Timeout: server.Timeout, HTTP: client,
+			Timeout: server.Timeout, HTTP: client, SSE: server.Type == "sse",
 		})
-		if server.Auth.Type != "oauth" {
+		if !server.Auth.SignsIn() {
 			continue
 		}
-		clientSecret, err := clientSecret(cfg, server)
+		signIn, err := remoteSignIn(cfg, server, clients)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
-		signIns = append(signIns, auth.Remote{
-			Name: server.Name, URL: server.URL.String(),
-			Issuer: server.Auth.Issuer, ClientID: server.Auth.ClientID, ClientSecret: clientSecret,
-			TokenEndpointAuthMethod: server.Auth.TokenEndpointAuthMethod,
-			CallbackPath:            server.Auth.CallbackPath, Scopes: server.Auth.Scopes,
-			HTTP: client,
-		})
+		signIn.HTTP = client
+		signIns = append(signIns, *signIn)
 	}
 	oauth := cfg.Gateway.OAuth
 	broker, err := auth.New(auth.Config{
-		Remotes: signIns, PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
+		Remotes: signIns, Login: login(cfg, clients), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
-		Store: store, Log: log,
+		ExchangeCache: cfg.Gateway.Limits.ExchangeCache,
+		Store:         store, Log: log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("preparing sign-in: %w", err)
 	}
 	for i, r := range remotes {
-		if cfg.Running()[i].Auth.Type == "oauth" {
+		if cfg.Running()[i].Auth.SignsIn() {
 			remotes[i].Authorizer = func(p auth.Principal) session.Authorizer { return broker.Authorizer(p, r.Name) }
 		}
 	}
 	return broker, remotes, nil
 }
 
-func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, error) {
-	if file := server.Auth.ClientSecretFile; file != "" {
-		return gateway.ReadSecretFile(cfg.Path(file))
-	}
-	return server.Auth.ClientSecret, nil
+// inherited are the variables of the gateway's own environment that a local
+// command gets: what programs need to run at all. The rest may hold secrets
+// that are none of its business.
+var inherited = []string{
+	"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+	"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS",
+	"APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROCESSOR_ARCHITECTURE", "PROGRAMDATA", "PROGRAMFILES",
+	"SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE", "WINDIR",
 }
 
-// remoteTLS returns the remote's own TLS settings, nil for none. Its "ca" adds
-// to the system's roots and the gateway's.
-func remoteTLS(cfg *gateway.Config, server *gateway.Server) (*tls.Config, error) {
-	t := server.TLS
-	if t == (gateway.TLS{}) {
-		return nil, nil
+// localCommand is how a remote that is a local program is started.
+func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command {
+	c := &session.Command{Path: server.Command, Args: server.Args}
+	if server.Dir != "" {
+		c.Dir = cfg.Path(server.Dir)
 	}
-	out := &tls.Config{ServerName: t.ServerName, MinVersion: tls.VersionTLS12}
-	if t.CA != "" {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("reading the system's roots: %w", err)
+	for _, name := range inherited {
+		if value, ok := os.LookupEnv(name); ok {
+			c.Env = append(c.Env, name+"="+value)
 		}
-		for _, file := range []string{cfg.Gateway.CA, t.CA} {
-			if file == "" {
-				continue
-			}
-			pem, err := os.ReadFile(cfg.Path(file))
-			if err != nil {
-				return nil, fmt.Errorf("reading tls.ca: %w", err)
-			}
-			if !roots.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s holds no certificate in PEM form", file)
-			}
-		}
-		out.RootCAs = roots
 	}
-	if t.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.Path(t.Cert), cfg.Path(t.Key))
-		if err != nil {
-			return nil, fmt.Errorf("reading tls.cert and tls.key: %w", err)
-		}
-		out.Certificates = []tls.Certificate{cert}
+	for name, value := range server.Env {
+		c.Env = append(c.Env, name+"="+value.Value())
 	}
-	return out, nil
+	return c
 }
 
 func isLoopback(host string) bool {
@@ -229,8 +213,8 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 		switch {
 		case server.Disabled:
 			fmt.Fprintf(c.out, "%s: disabled\n", server.Name)
-		case server.Unsupported != "":
-			fmt.Fprintf(c.out, "%s: %s\n", server.Name, server.Unsupported)
+		case server.Command != "":
+			fmt.Fprintf(c.out, "%s: the local command %s\n", server.Name, server.Command)
 		default:
 			fmt.Fprintf(c.out, "%s: %s, sign-in: %s\n", server.Name, withoutQuery(server.URL.String()), server.Auth.Type)
 		}
@@ -240,6 +224,9 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 }
 
 func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name string) error {
+	if server, say := cfg.Named(name); server == nil {
+		return usageError{errors.New(say)}
+	}
 	log, err := c.logger("warn", "auto")
 	if err != nil {
 		return err
@@ -254,12 +241,8 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer broker.Close()
-	for _, remote := range remotes {
-		if remote.Name == name {
-			return inspect(ctx, c, broker, remote)
-		}
-	}
-	return usageError{fmt.Errorf("the config has no remote %q that runs", name)}
+	running := slices.IndexFunc(remotes, func(r session.Remote) bool { return r.Name == name })
+	return inspect(ctx, c, broker, remotes[running])
 }
 
 // inspect asks the remote without a token and prints each step from its answer
@@ -278,6 +261,9 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 			fmt.Fprintf(c.out, ": %s", s.Note)
 		}
 		fmt.Fprintln(c.out)
+	}
+	if remote.Command != nil {
+		return inspectCommand(c, remote)
 	}
 	resp, err := session.Probe(ctx, remote, "gatehouse", version)
 	if err != nil {
@@ -303,6 +289,16 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 		return err
 	}
 	fmt.Fprintf(c.out, "%s: a sign-in would begin here.\n", remote.Name)
+	return nil
+}
+
+// inspectCommand says whether a local command is there. It does not start it.
+func inspectCommand(c *command, remote session.Remote) error {
+	path, err := exec.LookPath(remote.Command.Path)
+	if err != nil {
+		return fmt.Errorf("%s is a local command that cannot be started: %w", remote.Name, err)
+	}
+	fmt.Fprintf(c.out, "ok   command %s\n%s is a local command; it is started when it is first needed.\n", path, remote.Name)
 	return nil
 }
 

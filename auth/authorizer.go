@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+
+	"gatehouse/auth/endpoint"
 )
 
 // Authorizer is what a session asks about one principal at one remote.
@@ -16,12 +18,13 @@ type Authorizer struct {
 	b      *Broker
 	key    key
 	remote *Remote // nil: unknown
+	silent *silent // nil: it takes a person
 }
 
-// Authorizer returns the authorizer of a principal at a remote. If no such
-// remote signs in by OAuth, its methods return [ErrUnknownRemote].
+// Authorizer returns the authorizer of a principal at a remote. If tokens are
+// needed for no such remote, its methods return [ErrUnknownRemote].
 func (b *Broker) Authorizer(p Principal, remote string) *Authorizer {
-	return &Authorizer{b: b, key: key{p, remote}, remote: b.remotes[remote]}
+	return &Authorizer{b: b, key: key{p, remote}, remote: b.remotes[remote], silent: b.silent[remote]}
 }
 
 // Token returns the token to send, or nil if there is none that could be good:
@@ -30,6 +33,8 @@ func (b *Broker) Authorizer(p Principal, remote string) *Authorizer {
 func (a *Authorizer) Token(ctx context.Context) (*oauth2.Token, error) {
 	if a.remote == nil {
 		return nil, ErrUnknownRemote
+	} else if a.silent != nil {
+		return a.silent.token(ctx, a.key.principal)
 	}
 	b := a.b
 	h, err := b.held(ctx, a.key, a.remote)
@@ -113,6 +118,9 @@ const forcedAgain = time.Minute
 // person would see. Nil means that there is one: send the request again.
 // [ErrSignInNeeded] means that there is no silent way.
 func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
+	if a.silent != nil {
+		return a.silent.renew(ctx, a.key.principal, resp)
+	}
 	sent := sentToken(resp)
 	a.b.mu.RLock()
 	h := a.b.holds[a.key]
@@ -183,6 +191,9 @@ func (a *Authorizer) Challenge(ctx context.Context, resp *http.Response) error {
 	if a.remote == nil {
 		return ErrUnknownRemote
 	}
+	if a.silent != nil {
+		return a.challengeSilent(ctx, resp)
+	}
 	ch := parseChallenge(resp.Header)
 	if resp.StatusCode == http.StatusForbidden {
 		return a.stepUp(ctx, resp, ch)
@@ -206,6 +217,20 @@ func (a *Authorizer) Challenge(ctx context.Context, resp *http.Response) error {
 		w.need = nil // the config decides what is asked for
 	}
 	return a.require(ctx, w)
+}
+
+// challengeSilent asks for the login at the gateway when no silent way is left.
+func (a *Authorizer) challengeSilent(ctx context.Context, resp *http.Response) error {
+	var err error
+	if resp.StatusCode == http.StatusForbidden {
+		err = a.silent.stepUp(ctx, a.key.principal, resp)
+	} else {
+		err = a.silent.renew(ctx, a.key.principal, resp)
+	}
+	if errors.Is(err, ErrSignInNeeded) {
+		return a.b.requireLogin(ctx, a.key.principal, a.remote)
+	}
+	return err
 }
 
 // stepUp answers a 403. RFC 6750 section 3.1: insufficient_scope says that
@@ -247,6 +272,11 @@ func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challen
 func (a *Authorizer) SignIn(ctx context.Context) error {
 	if a.remote == nil {
 		return ErrUnknownRemote
+	} else if a.silent != nil {
+		if a.remote.Type == TypeMachine {
+			return ErrNoSignIn
+		}
+		return a.b.requireLogin(ctx, a.key.principal, a.remote)
 	}
 	return a.require(ctx, wish{reason: ReasonSignIn, unasked: true})
 }
@@ -324,7 +354,7 @@ func unionScopes(lists ...[]string) []string {
 	var union []string
 	for _, list := range lists {
 		for _, s := range list {
-			if s != "" && visibleASCII(s) && !strings.ContainsAny(s, `"\`) && !slices.Contains(union, s) && len(union) < maxScopes {
+			if s != "" && endpoint.VisibleASCII(s) && !strings.ContainsAny(s, `"\`) && !slices.Contains(union, s) && len(union) < maxScopes {
 				union = append(union, s)
 			}
 		}

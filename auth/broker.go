@@ -13,8 +13,10 @@ import (
 	"sync"
 	"time"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
+	"gatehouse/exchange"
 )
 
 // Remote is what the broker needs to know of one remote.
@@ -30,11 +32,29 @@ type Remote struct {
 	Scopes                  []string    // instead of what discovery says; empty: discovery
 
 	HTTP *guard.Client // required: towards the remote's documents and its authorization server
+
+	// How one signs in there: one of the Type constants; empty: [TypeOAuth]. What
+	// follows is for the others, which ask nobody at the remote.
+	Type               string
+	Key                *endpoint.Key // for private_key_jwt; nil: none
+	Audience           string        // whom tokens are for; forward requires it
+	Resource           string        // empty: not sent (exchange), or as discovered
+	TokenEndpoint      string        // empty: as discovered
+	ConnectorID        string        // exchange at a Dex
+	ExpectedIssuer     string        // of tokens; empty: of the server that they come from
+	SubjectTokenType   string        // [exchange.TypeIDToken] or [exchange.TypeAccessToken]; empty: the former
+	RequestedTokenType string        // empty: [exchange.TypeAccessToken]
+	TokenHTTP          *guard.Client // towards the token endpoint; nil: HTTP
+
+	login bool // it is no remote but the login at the gateway
 }
 
 // Config is what a [Broker] is built from.
 type Config struct {
-	Remotes []Remote // those that sign in by OAuth; names must be unique
+	Remotes []Remote // those that tokens are needed for; names must be unique
+	Login   *Login   // nil: nobody logs in at the gateway
+
+	ExchangeCache int // tokens kept that no person signed in for; 0: 10,000
 
 	PublicURL         string   // required, without trailing slash: redirect URIs and links start with it
 	CallbackPath      string   // required, such as /oauth/callback
@@ -84,6 +104,11 @@ type Broker struct {
 	discoverer *discoverer
 	registrar  *registrar
 	remotes    map[string]*Remote
+	silent     map[string]*silent // of the remotes that need no sign-in of their own
+	login      *Remote            // nil: nobody logs in at the gateway
+	workload   *workload          // nil: users log in
+	keys       loginKeys
+	exchanger  *exchange.Exchanger
 	slots      map[string]chan struct{} // per remote: refreshes that may be in flight
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
@@ -131,12 +156,30 @@ func New(c Config) (*Broker, error) {
 			refuse("remote %s is there twice", r.Name)
 		case r.URL == "" || r.HTTP == nil:
 			refuse("remote %s: URL and HTTP are required", r.Name)
+		case r.Name == LoginRemote:
+			refuse("no remote may be called %s", LoginRemote)
+		case (r.Type == TypeForward || r.Type == TypeIDJAG || r.Type == TypeExchange) && c.Login == nil:
+			refuse("remote %s: %s needs a Login", r.Name, r.Type)
+		case r.Type == TypeExchange && r.ClientID == "" && (r.TokenEndpoint != "" || r.Issuer != "" && r.Issuer != c.Login.Issuer):
+			// The login's client secret is for the login's provider.
+			refuse("remote %s: ClientID is required elsewhere than at the Login's Issuer", r.Name)
 		}
 		remotes[r.Name] = r
 		slots[r.Name] = make(chan struct{}, refreshesAtOnce)
 	}
+	var login *Remote
+	if c.Login != nil {
+		if c.Login.Issuer == "" || c.Login.HTTP == nil || c.Login.ClientID == "" && c.Login.IDTokenFile == "" {
+			refuse("Login: Issuer, HTTP, and ClientID or IDTokenFile are required")
+		}
+		login = c.Login.remote()
+	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
+	}
+	if login != nil {
+		remotes[LoginRemote] = login
+		slots[LoginRemote] = make(chan struct{}, refreshesAtOnce)
 	}
 
 	b := &Broker{
@@ -150,12 +193,23 @@ func New(c Config) (*Broker, error) {
 		discoverer:   newDiscoverer(c.Log, c.Now),
 		registrar:    newRegistrar(c),
 		remotes:      remotes,
+		silent:       map[string]*silent{},
+		login:        login,
+		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
 		slots:        slots,
 		holds:        map[key]*hold{},
 		starts:       map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()
+	}
+	for i := range c.Remotes {
+		if r := &c.Remotes[i]; !r.browser() {
+			b.silent[r.Name] = newSilent(b, r)
+		}
+	}
+	if c.Login != nil && c.Login.IDTokenFile != "" {
+		b.workload = &workload{file: c.Login.IDTokenFile}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
@@ -169,7 +223,11 @@ func (b *Broker) Close() {
 	b.mu.Unlock()
 	b.cancel()
 	b.wg.Wait()
+	b.exchanger.Close()
 }
+
+// Exchanges says how the cache of tokens does that no person signed in for.
+func (b *Broker) Exchanges() exchange.Stats { return b.exchanger.Stats() }
 
 // errClosed ends what is asked of a broker after Close.
 var errClosed = fmt.Errorf("auth: the broker is closed: %w", context.Canceled)
@@ -194,8 +252,10 @@ func (b *Broker) work(limit time.Duration) (ctx context.Context, done func(), er
 // is not served here.
 func (b *Broker) ClientMetadata() []byte { return slices.Clone(b.metadata) }
 
-// Inspect walks a remote's discovery and registration without a user, telling
-// step what it found. resp is the 401 that the remote gave; nil: none was seen.
+// Inspect walks a remote's discovery without a user, telling step what it found
+// and how a sign-in would go on. It changes nothing anywhere: where a client
+// would have to be registered, it only says so. resp is the 401 that the remote
+// gave; nil: none was seen.
 func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response, step func(Step)) error {
 	r := b.remotes[remote]
 	switch {
@@ -210,10 +270,25 @@ func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response
 	if resp != nil {
 		ch = parseChallenge(resp.Header)
 	}
+	if s := b.silent[remote]; s != nil {
+		return s.inspect(ctx, ch, step)
+	}
 	d, err := b.discoverer.discover(ctx, r, ch, step)
 	if err != nil {
 		return err
 	}
-	_, err = b.registrar.register(ctx, r, d, step)
-	return err
+	reg, err := b.registrar.unasked(r, d, step)
+	switch {
+	case err != nil:
+		return err
+	case reg == nil && d.NoPKCEMetadata:
+		step(Step{What: "dynamic registration", URL: withoutQuery(d.RegistrationEndpoint), Note: "not known to be there; " + noOAuth})
+	case reg == nil:
+		step(Step{What: "dynamic registration", URL: withoutQuery(d.RegistrationEndpoint), OK: true, Note: "offered; the first sign-in registers the gateway, this check does not"})
+	}
+	scopes := strings.Join(withOffline(r, d, unionScopes(scopesOf(r, ch, d))), " ")
+	step(Step{What: "issuer", URL: d.Issuer, OK: true})
+	step(Step{What: "authorization endpoint", URL: withoutQuery(d.AuthorizationEndpoint), OK: true})
+	step(Step{What: "scopes", OK: true, Note: cmp.Or(scopes, "none, so what the server gives by default")})
+	return nil
 }

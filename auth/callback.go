@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"gatehouse/auth/endpoint"
+	"gatehouse/auth/secret"
 )
 
 // Callback is what the browser brings back from the authorization server.
@@ -127,7 +130,7 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	if c.Query.Has("error") {
 		// The code goes to the log if it is one that we know; error_description
 		// and error_uri, which anybody may write, go nowhere.
-		log.Info("the authorization server answered with an error", "code", knownCode(c.Query.Get("error")))
+		log.Info("the authorization server answered with an error", "code", endpoint.KnownCode(c.Query.Get("error")))
 		b.noteTrouble(key{f.Principal, f.Remote},
 			&Error{Kind: KindDenied, Remote: f.Remote, Say: "its authorization server did not grant access: you or it said no; sign in again to retry"})
 		return "", ErrDenied
@@ -142,12 +145,20 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 		"code":          {code},
 		"redirect_uri":  {f.RedirectURI},
 		"code_verifier": {s.Verifier.Value()},
-		"resource":      {f.Frozen.Resource}, // RFC 8707 section 2.2
 	}
-	c := client{f.ClientID, f.ClientSecret, f.AuthMethod}
-	answer, err := requestToken(ctx, r, f.Frozen.TokenEndpoint, c, form)
+	if f.Frozen.Resource != "" {
+		form.Set("resource", f.Frozen.Resource) // RFC 8707 section 2.2
+	}
+	c := endpoint.Client{ID: f.ClientID, Secret: f.ClientSecret, Method: f.AuthMethod}
+	answer, err := endpoint.Token(ctx, r.HTTP.Fetch(), f.Frozen.TokenEndpoint, c, form)
 	if err != nil {
 		return b.redeemFailed(f, err)
+	}
+	if r.login {
+		if err := b.verifyLogin(ctx, answer.ID, secret.Text{}); err != nil {
+			return &Error{Kind: KindToken, Remote: f.Remote, Err: fmt.Errorf("%w: %w", ErrExchange, err),
+				Say: "the identity provider did not issue an ID token that can be verified"}
+		}
 	}
 
 	// The first success ends the flow. From here on its other states are worth
@@ -244,12 +255,12 @@ func (b *Broker) redeemFailed(f *flow, err error) error {
 	}
 	defer done()
 	kind, say := KindUnavailable, "its authorization server could not be reached or failed to hand out a token; open the link again"
-	if e, ok := errors.AsType[*endpointError](err); ok && e.status != 0 && e.status < 500 {
+	if e, ok := errors.AsType[*endpoint.Error](err); ok && e.Status != 0 && e.Status < 500 {
 		kind, say = KindToken, "its authorization server did not hand out a token that can be used"
-		if e.code != "" {
-			say += " (" + e.code + ")"
+		if e.Code != "" {
+			say += " (" + e.Code + ")"
 		}
-		if e.code == "invalid_client" {
+		if e.Code == "invalid_client" {
 			// The next challenge starts a new flow and, if the client was registered
 			// dynamically, registers anew.
 			if f.Source == sourceDynamic {

@@ -3,6 +3,8 @@ package auth
 import (
 	"net/http"
 	"strings"
+
+	"gatehouse/auth/endpoint"
 )
 
 // Bounds of what is read from WWW-Authenticate headers.
@@ -40,10 +42,10 @@ func parseChallenge(h http.Header) challenge {
 		}
 	}
 	c := challenge{Scope: unionScopes(strings.Split(found["scope"], " "))}
-	if u := found["resource_metadata"]; len(u) <= maxURLLength && visibleASCII(u) {
+	if u := found["resource_metadata"]; len(u) <= maxURLLength && endpoint.VisibleASCII(u) {
 		c.ResourceMetadata = u
 	}
-	if code := found["error"]; len(code) <= maxErrorLength && visibleASCII(code) {
+	if code := found["error"]; len(code) <= maxErrorLength && endpoint.VisibleASCII(code) {
 		c.Error = code
 	}
 	return c

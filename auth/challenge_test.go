@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"gatehouse/auth/endpoint"
 )
 
 func TestParseChallenge(t *testing.T) {
@@ -63,11 +65,11 @@ func FuzzParseChallenge(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
 		c := parseChallenge(http.Header{"Www-Authenticate": {a, b}})
-		if len(c.ResourceMetadata) > maxURLLength || !visibleASCII(c.ResourceMetadata) || len(c.Error) > maxErrorLength || !visibleASCII(c.Error) {
+		if len(c.ResourceMetadata) > maxURLLength || !endpoint.VisibleASCII(c.ResourceMetadata) || len(c.Error) > maxErrorLength || !endpoint.VisibleASCII(c.Error) {
 			t.Errorf("%q, %q: %+v", a, b, c)
 		}
 		for _, s := range c.Scope {
-			if s == "" || !visibleASCII(s) || strings.ContainsAny(s, `"\`) {
+			if s == "" || !endpoint.VisibleASCII(s) || strings.ContainsAny(s, `"\`) {
 				t.Errorf("%q, %q: scope %q", a, b, s)
 			}
 		}

@@ -64,9 +64,10 @@ type discoverer struct {
 
 // serverKey holds the client because what one remote may reach, another may not.
 type serverKey struct {
-	issuer string
-	spec   bool // see walk.server
-	http   *guard.Client
+	issuer  string
+	spec    bool // see walk.server
+	browser bool // what a browser's visit needs has been checked
+	http    *guard.Client
 }
 
 type cachedServer struct {
@@ -105,7 +106,25 @@ type walk struct {
 	step func(Step)
 }
 
+// issuer returns the metadata of an authorization server that the config names,
+// as far as r may reach it.
+func (d *discoverer) issuer(ctx context.Context, r *Remote, issuer string, step func(Step)) (*serverMetadata, error) {
+	if step == nil {
+		step = func(Step) {}
+	}
+	w := &walk{discoverer: d, r: r, step: step}
+	return w.server(ctx, issuer, true)
+}
+
 func (w *walk) run(ctx context.Context, ch challenge) (*discovered, error) {
+	if w.r.login {
+		// An OpenID provider for the gateway itself: there is no resource.
+		meta, err := w.server(ctx, w.r.Issuer, true)
+		if err != nil {
+			return nil, err
+		}
+		return meta.discovered(), nil
+	}
 	doc, err := w.protectedResource(ctx, ch)
 	if err != nil {
 		return nil, err
@@ -326,7 +345,7 @@ func (w *walk) withoutDocument(ctx context.Context) (*discovered, error) {
 	switch {
 	case err == nil:
 		found = meta.discovered()
-	case w.r.Issuer == "" && errors.Is(err, errAbsent):
+	case w.r.Issuer == "" && errors.Is(err, errAbsent) && w.r.browser():
 		found = w.defaultEndpoints(base)
 	default:
 		return nil, err
@@ -370,6 +389,7 @@ type serverMetadata struct {
 	TokenEndpoint         once[string]   `json:"token_endpoint"`
 	RegistrationEndpoint  once[string]   `json:"registration_endpoint"`
 	RevocationEndpoint    once[string]   `json:"revocation_endpoint"`
+	JWKS                  once[string]   `json:"jwks_uri"`
 	ChallengeMethods      once[[]string] `json:"code_challenge_methods_supported"`
 	AuthMethods           once[[]string] `json:"token_endpoint_auth_methods_supported"`
 	ScopesSupported       once[[]string] `json:"scopes_supported"`
@@ -431,7 +451,7 @@ func (w *walk) server(ctx context.Context, issuer string, spec bool) (*serverMet
 		return nil, w.fail(KindDiscovery, err,
 			"it names an authorization server by a URL that the gateway may not reach: ask its operator to correct that, or list the address in the remote's allowAddresses if it is meant to be there")
 	}
-	key := serverKey{issuer, spec, w.r.HTTP}
+	key := serverKey{issuer, spec, w.r.browser(), w.r.HTTP}
 	if meta := w.cached(key); meta != nil {
 		w.step(Step{What: "authorization server metadata", URL: issuer, OK: true, Note: "known already; " + meta.summary()})
 		return meta, nil
@@ -493,10 +513,11 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 		name, value string
 		required    bool
 	}{
-		{"authorization_endpoint", meta.AuthorizationEndpoint.value, true},
+		{"authorization_endpoint", meta.AuthorizationEndpoint.value, w.r.browser()},
 		{"token_endpoint", meta.TokenEndpoint.value, true},
 		{"registration_endpoint", meta.RegistrationEndpoint.value, false},
 		{"revocation_endpoint", meta.RevocationEndpoint.value, false},
+		{"jwks_uri", meta.JWKS.value, false},
 	} {
 		if e.value == "" {
 			if e.required {
@@ -511,7 +532,7 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 	// MCP authorization, PKCE: "If code_challenge_methods_supported is absent, the
 	// authorization server does not support PKCE and MCP clients MUST refuse to
 	// proceed."
-	if !slices.Contains(meta.ChallengeMethods.value, "S256") {
+	if w.r.browser() && !slices.Contains(meta.ChallengeMethods.value, "S256") {
 		return nil, &documentError{
 			what:   "does not list S256 among code_challenge_methods_supported",
 			advice: "Gatehouse requires PKCE with S256: ask its operator to enable it",
@@ -523,7 +544,10 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 
 // summary is for a [Step]; it holds nothing of the document's text.
 func (m *serverMetadata) summary() string {
-	s := "PKCE with S256"
+	s := "no PKCE with S256"
+	if slices.Contains(m.ChallengeMethods.value, "S256") {
+		s = "PKCE with S256"
+	}
 	if m.CIMD.value {
 		s += ", client id metadata documents"
 	}

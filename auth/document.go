@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/guard"
 )
 
@@ -83,7 +84,7 @@ func getDocument[T any](ctx context.Context, c *guard.Client, address string) (*
 func doDocument[T any](c *guard.Client, req *http.Request, statuses ...int) (*T, *documentError) {
 	resp, err := c.Fetch().Do(req)
 	if err != nil {
-		err = withoutURL(err)
+		err = endpoint.WithoutURL(err)
 		if errors.Is(err, guard.ErrBlocked) {
 			return nil, &documentError{what: "leads to an address that the gateway may not reach", err: err}
 		}
@@ -108,7 +109,7 @@ func doDocument[T any](c *guard.Client, req *http.Request, statuses ...int) (*T,
 	case errors.Is(err, guard.ErrTooLarge):
 		return refuse("is larger than 1 MiB", err)
 	case err != nil:
-		return nil, &documentError{cut: true, what: "breaks off", err: withoutURL(err)}
+		return nil, &documentError{cut: true, what: "breaks off", err: endpoint.WithoutURL(err)}
 	}
 	v, err := parseDocument[T](body)
 	if err != nil {
@@ -182,16 +183,16 @@ func (o *once[T]) UnmarshalJSON(data []byte) error {
 
 // checkEndpoint refuses what must not be fetched, and above all not be shown
 // to a browser or to whatever a user pastes it into.
-func checkEndpoint(c *guard.Client, endpoint string) error {
+func checkEndpoint(c *guard.Client, address string) error {
 	const unsafe = "\"<>\\^`{|}" // in no URL, by RFC 3986
 	refuse := func(why string) error { return fmt.Errorf("%w: %s", guard.ErrBlocked, why) }
 	switch {
-	case endpoint == "" || len(endpoint) > maxURLLength:
+	case address == "" || len(address) > maxURLLength:
 		return refuse("no URL")
-	case !visibleASCII(endpoint), strings.ContainsAny(endpoint, unsafe), strings.Contains(endpoint, "$("):
+	case !endpoint.VisibleASCII(address), strings.ContainsAny(address, unsafe), strings.Contains(address, "$("):
 		return refuse("the URL holds characters that no URL may hold")
 	}
-	u, err := url.Parse(endpoint)
+	u, err := url.Parse(address)
 	if err != nil {
 		return refuse("not a URL")
 	}

@@ -10,11 +10,13 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/oauth2"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/secret"
 )
 
@@ -152,7 +154,7 @@ func (g *grant) recordExpires(now time.Time) time.Time {
 }
 
 // receive makes the grant that a token answer brings.
-func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
+func (g *grant) receive(a *endpoint.Answer, now time.Time) *grant {
 	next := &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret, Access: a.Access, Refresh: a.Refresh, ID: a.ID}
 	// RFC 6749 section 6: "The authorization server MAY issue a new refresh
 	// token, in which case the client MUST discard the old refresh token and
@@ -165,8 +167,8 @@ func (g *grant) receive(a *tokenAnswer, now time.Time) *grant {
 	}
 	// RFC 6749 section 5.1: scope is "OPTIONAL, if identical to the scope
 	// requested by the client".
-	if a.HasScope {
-		next.Granted = a.Scope
+	if a.Scope != "" {
+		next.Granted = unionScopes(strings.Fields(a.Scope))
 	} else if next.Granted == nil {
 		next.Granted = g.Requested
 	}
@@ -425,6 +427,10 @@ func (b *Broker) End(p Principal) {
 	// so either it finds none and takes the grant back, or the grant was there
 	// before the deletion below.
 	err = b.endFlows(ctx, p, "")
+	b.clearTokens(ctx, p, "")
+	for _, s := range b.silent {
+		s.forget(p)
+	}
 	for _, name := range slices.Sorted(maps.Keys(b.remotes)) {
 		k := key{p, name}
 		err = errors.Join(err, b.dropGrant(ctx, k), b.store.Delete(ctx, bucketTroubles, k.store()))
@@ -447,6 +453,14 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 		return false, err
 	}
 	defer done()
+	if s := b.silent[remote]; s != nil {
+		b.clearTokens(work, p, remote)
+		s.forget(p)
+		return false, nil
+	}
+	if r.login {
+		b.clearTokens(work, p, "")
+	}
 
 	k := key{p, remote}
 	h, err := b.held(work, k, r)
@@ -486,6 +500,18 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	b.log.InfoContext(ctx, "signed out, tokens revoked", "remote", remote, "principal", p)
 	return true, nil
+}
+
+// clearTokens forgets what was got for a principal's login at a remote; at all
+// remotes if it is empty.
+func (b *Broker) clearTokens(ctx context.Context, p Principal, remote string) {
+	if b.login == nil || b.workload != nil {
+		return
+	}
+	s, err := b.knownSubject(ctx, p, b.login)
+	if err == nil {
+		b.exchanger.Clear(s.Issuer, s.ID, remote)
+	}
 }
 
 // leaseToEnd takes the lease that refreshes have, or goes without after a while:
@@ -544,6 +570,9 @@ func (b *Broker) Status(p Principal, remote string) Status {
 		return s
 	}
 	defer done()
+	if silent := b.silent[remote]; silent != nil {
+		return silent.status(ctx, p)
+	}
 	now := b.now()
 	k := key{p, remote}
 	h, err := b.held(ctx, k, r)

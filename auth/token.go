@@ -7,251 +7,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"mime"
-	"net"
 	"net/http"
 	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
-	"gatehouse/auth/guard"
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/secret"
 )
-
-// client is who asks at a token endpoint.
-type client struct {
-	ID     string
-	Secret secret.Text
-	Method string // token_endpoint_auth_method
-}
-
-// tokenAnswer is a token endpoint's answer that may be used.
-type tokenAnswer struct {
-	Access, Refresh, ID secret.Text
-	ExpiresIn           time.Duration // 0: the server did not say
-	Scope               []string
-	HasScope            bool
-}
-
-// endpointError is an answer that may not be used, or none. Nothing of the
-// server's own text is in it but an error code that RFC 6749 knows.
-type endpointError struct {
-	status int    // 0: no answer
-	code   string // of the answer, "other" if we do not know it
-	what   string
-	err    error
-}
-
-func (e *endpointError) Error() string {
-	var s strings.Builder
-	s.WriteString(e.what)
-	if e.status != 0 {
-		fmt.Fprintf(&s, " (status %d", e.status)
-		if e.code != "" {
-			s.WriteString(", " + e.code)
-		}
-		s.WriteString(")")
-	}
-	if e.err != nil {
-		s.WriteString(": " + e.err.Error())
-	}
-	return s.String()
-}
-
-func (e *endpointError) Unwrap() error { return e.err }
-
-// refused reports whether the server has decided, as opposed to failed.
-func (e *endpointError) refused() bool {
-	return e.code != "" && e.status < 500 && e.status != http.StatusTooManyRequests &&
-		e.code != "temporarily_unavailable" && e.code != "server_error"
-}
-
-// unanswered reports whether the server may have acted on a request although
-// nobody knows its answer.
-func (e *endpointError) unanswered() bool {
-	switch {
-	case e.status == http.StatusBadGateway, e.status == http.StatusGatewayTimeout:
-		return true // of somebody in between
-	case e.status != 0:
-		return e.code == "" && e.status < 300
-	case e.err == nil, errors.Is(e.err, guard.ErrBlocked):
-		return false // not sent
-	}
-	dial, ok := errors.AsType[*net.OpError](e.err)
-	return !ok || dial.Op != "dial"
-}
-
-// Error codes of RFC 6749 sections 4.1.2.1 and 5.2, RFC 8707 and OpenID Connect
-// that may be named in logs and sentences.
-var knownCodes = []string{
-	"access_denied", "account_selection_required", "consent_required", "interaction_required",
-	"invalid_client", "invalid_grant", "invalid_request", "invalid_scope", "invalid_target", "login_required",
-	"server_error", "temporarily_unavailable", "unauthorized_client", "unsupported_grant_type",
-	"unsupported_response_type",
-}
-
-// knownCode keeps foreign text out: what we do not know is "other".
-func knownCode(code string) string {
-	if code == "" || slices.Contains(knownCodes, code) {
-		return code
-	}
-	return "other"
-}
-
-// postForm sends one authenticated POST. The client follows no redirect of a
-// POST, bounds the answer and has a deadline.
-func postForm(ctx context.Context, hc *http.Client, endpoint string, c client, form url.Values) (*http.Response, error) {
-	basic := false
-	switch method := cmp.Or(c.Method, defaultMethod(c)); method {
-	case methodNone:
-		form.Set("client_id", c.ID)
-	case methodBasic:
-		basic = true
-	case methodPost:
-		form.Set("client_id", c.ID)
-		form.Set("client_secret", c.Secret.Value())
-	default:
-		return nil, &endpointError{what: "the client's authentication method is not supported"}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
-	if err != nil {
-		return nil, &endpointError{what: "the endpoint is no URL"}
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("Accept", "application/json")
-	if basic {
-		// RFC 6749 section 2.3.1: "The client identifier is encoded using the
-		// "application/x-www-form-urlencoded" encoding algorithm [...] and the
-		// encoded value is used as the username; the client password is encoded
-		// using the same algorithm and used as the password."
-		req.SetBasicAuth(url.QueryEscape(c.ID), url.QueryEscape(c.Secret.Value()))
-	}
-	resp, err := hc.Do(req)
-	if err != nil {
-		return nil, &endpointError{what: "no answer", err: withoutURL(err)}
-	}
-	return resp, nil
-}
-
-func defaultMethod(c client) string {
-	if c.Secret.IsEmpty() {
-		return methodNone
-	}
-	return methodBasic
-}
-
-// withoutURL drops the URL, whose query may hold anything, from an error of
-// net/http.
-func withoutURL(err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		return e.Err
-	}
-	return err
-}
-
-// requestToken makes one token request and checks the answer.
-func requestToken(ctx context.Context, r *Remote, endpoint string, c client, form url.Values) (*tokenAnswer, error) {
-	resp, err := postForm(ctx, r.HTTP.Fetch(), endpoint, c, form)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, &endpointError{status: resp.StatusCode, what: "the answer could not be read", err: withoutURL(err)}
-	}
-	return parseTokenAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), body)
-}
-
-// parseTokenAnswer reads a token endpoint's answer, which is foreign input.
-func parseTokenAnswer(status int, contentType string, body []byte) (*tokenAnswer, error) {
-	bad := func(what string) error { return &endpointError{status: status, what: what} }
-	media, _, err := mime.ParseMediaType(contentType)
-	isJSON := err == nil && (media == "application/json" || strings.HasSuffix(media, "+json"))
-	var a struct {
-		AccessToken  string          `json:"access_token"`
-		TokenType    string          `json:"token_type"`
-		RefreshToken string          `json:"refresh_token"`
-		IDToken      string          `json:"id_token"`
-		ExpiresIn    json.RawMessage `json:"expires_in"`
-		Scope        json.RawMessage `json:"scope"`
-		Error        string          `json:"error"`
-	}
-	valid := isJSON && json.Unmarshal(body, &a) == nil
-	// Some servers send errors with status 200.
-	if valid && a.Error != "" && status < 500 {
-		return nil, &endpointError{status: status, code: knownCode(a.Error), what: "the token endpoint answered with an error"}
-	}
-	switch {
-	case status >= 300 && status < 400:
-		return nil, bad("the token endpoint redirected, which is not followed")
-	case status != http.StatusOK:
-		return nil, bad("the token endpoint failed")
-	case !isJSON:
-		return nil, bad("the token endpoint's answer is not JSON")
-	case !valid:
-		return nil, bad("the token endpoint's answer is not the JSON that it should be")
-	case a.AccessToken == "":
-		return nil, bad("the token endpoint's answer holds no access_token")
-	case !visibleASCII(a.AccessToken), !visibleASCII(a.RefreshToken), !visibleASCII(a.IDToken):
-		return nil, bad("a token holds characters that no token may hold")
-	// RFC 6749 section 7.1: "The client MUST NOT use an access token if it does
-	// not understand the token type."
-	case !strings.EqualFold(a.TokenType, "Bearer"):
-		return nil, bad("the token_type is not Bearer")
-	}
-	answer := &tokenAnswer{Access: secret.New(a.AccessToken), Refresh: secret.New(a.RefreshToken), ID: secret.New(a.IDToken)}
-	if answer.ExpiresIn, err = parseLifetime(a.ExpiresIn); err != nil {
-		return nil, bad("expires_in is no sensible number of seconds")
-	}
-	var scope string
-	if len(a.Scope) > 0 && json.Unmarshal(a.Scope, &scope) == nil && scope != "" {
-		answer.Scope, answer.HasScope = unionScopes(strings.Fields(scope)), true
-	}
-	return answer, nil
-}
-
-// visibleASCII: what fits a header and, by RFC 6750, a bearer token.
-func visibleASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
-
-// maxLifetime keeps sums of times within what they can hold.
-const maxLifetime = 10 * 365 * 24 * time.Hour
-
-// parseLifetime reads expires_in, which some servers send as a string. Absent,
-// null and 0 mean that the server does not say: no server means a token to be
-// useless from the start.
-func parseLifetime(raw json.RawMessage) (time.Duration, error) {
-	text := string(raw)
-	if len(raw) > 0 && raw[0] == '"' {
-		if err := json.Unmarshal(raw, &text); err != nil {
-			return 0, err
-		}
-	}
-	if text == "" || text == "null" {
-		return 0, nil
-	}
-	seconds, err := strconv.ParseFloat(text, 64)
-	// The negation also refuses NaN, which a string can hold.
-	if err != nil || !(seconds >= 0) {
-		return 0, errors.New("not a number of seconds")
-	}
-	if seconds > maxLifetime.Seconds() {
-		return maxLifetime, nil
-	}
-	return time.Duration(seconds * float64(time.Second)), nil
-}
 
 // accountOf reads from an ID token who signed in. The signature is not
 // checked: the token came straight from the token endpoint, and what is read
@@ -297,7 +62,7 @@ func (b *Broker) revoke(ctx context.Context, r *Remote, g *grant) error {
 			continue
 		}
 		form := url.Values{"token": {t.token.Value()}, "token_type_hint": {t.hint}}
-		resp, err := postForm(ctx, r.HTTP.Fetch(), g.RevocationEndpoint, g.client(), form)
+		resp, err := endpoint.Post(ctx, r.HTTP.Fetch(), g.RevocationEndpoint, g.client(), form)
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("revoking the %s: %w", t.hint, err))
 			continue
@@ -310,7 +75,9 @@ func (b *Broker) revoke(ctx context.Context, r *Remote, g *grant) error {
 	return failed
 }
 
-func (g *grant) client() client { return client{g.ClientID, g.ClientSecret, g.AuthMethod} }
+func (g *grant) client() endpoint.Client {
+	return endpoint.Client{ID: g.ClientID, Secret: g.ClientSecret, Method: g.AuthMethod}
+}
 
 // refreshCall is one refresh that everybody who needs it waits for.
 type refreshCall struct {
@@ -365,7 +132,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	log := b.log.With("remote", h.key.remote, "principal", h.key.principal)
 	lease, err := b.leaseToRefresh(ctx, h.key)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return b.refreshFailed(log, h, &endpointError{what: "waiting for the refresh of another process", err: err})
+		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for the refresh of another process", Err: err})
 	} else if err != nil {
 		return b.storeFailed(log, h, err)
 	}
@@ -374,7 +141,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	case b.slots[h.key.remote] <- struct{}{}:
 		defer func() { <-b.slots[h.key.remote] }()
 	case <-ctx.Done():
-		return b.refreshFailed(log, h, &endpointError{what: "waiting for other refreshes", err: ctx.Err()})
+		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: ctx.Err()})
 	}
 	g, version, err := b.toRefresh(ctx, h, refused)
 	if err != nil {
@@ -397,18 +164,27 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	form := url.Values{
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {g.Refresh.Value()},
+	}
+	if g.Resource != "" {
 		// RFC 8707 section 2.2; MCP authorization: "MCP clients MUST implement
 		// [...] the resource parameter in both authorization requests and token
 		// requests".
-		"resource": {g.Resource},
+		form.Set("resource", g.Resource)
 	}
-	answer, err := requestToken(ctx, h.remote, g.TokenEndpoint, g.client(), form)
+	answer, err := endpoint.Token(ctx, h.remote.HTTP.Fetch(), g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
 	if err != nil {
-		if e, ok := errors.AsType[*endpointError](err); ok && !e.unanswered() {
+		if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Unanswered() {
 			b.answered(ctx, h)
 		}
 		return b.refreshFailed(log.With("duration", took), h, err)
+	}
+	if h.remote.login && !answer.ID.IsEmpty() {
+		if err := b.verifyLogin(ctx, answer.ID, g.ID); err != nil {
+			// The rest of the answer is good, and the old refresh token may be used up.
+			log.Warn("the renewed ID token is not used", "error", err)
+			answer.ID = secret.Text{}
+		}
 	}
 	next := g.receive(answer, b.now())
 	err = b.writeGrant(ctx, h.key, h.remote, next, version)
@@ -540,8 +316,8 @@ func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
 
 // refreshFailed decides what a failure means for the grant.
 func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
-	e, _ := errors.AsType[*endpointError](err)
-	if e != nil && e.code == "invalid_grant" {
+	e, _ := errors.AsType[*endpoint.Error](err)
+	if e != nil && e.Code == "invalid_grant" {
 		log.Info("the authorization server ended the grant", "error", err)
 		// Its own context: the request may have used up the other's time.
 		ctx, done, workErr := b.work(storeTime)
@@ -558,10 +334,10 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 	var failure *Error
 	h.mu.Lock()
 	h.failures++
-	if e != nil && e.refused() {
-		h.final, h.badClient = true, e.code == "invalid_client"
+	if e != nil && e.Refused() {
+		h.final, h.badClient = true, e.Code == "invalid_client"
 		h.retryAt = b.now().Add(refusedPause)
-		failure = &Error{KindToken, h.key.remote, "its authorization server refuses to renew the sign-in (" + e.code + ")", err}
+		failure = &Error{KindToken, h.key.remote, "its authorization server refuses to renew the sign-in (" + e.Code + ")", err}
 	} else {
 		h.retryAt = b.now().Add(min(refreshPause<<min(h.failures-1, 10), refreshPauseMax))
 		failure = &Error{KindUnavailable, h.key.remote, "its authorization server could not be reached or failed to renew the sign-in, which is kept; try again in a moment", err}

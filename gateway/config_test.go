@@ -54,7 +54,12 @@ func settings(members string) string {
 func TestConfigProblems(t *testing.T) {
 	const url = `"url": "https://r.example.com/mcp"`
 	for _, tt := range []struct{ config, want string }{
-		{``, "not valid JSON"},
+		{``, "1: : is empty: write {"},
+		{" // nothing here", "1: : is empty: write {"},
+		{"{\n  \"mcpServers\": {\n    \"r\": {" + url + "}\n", "2: : not valid JSON: the { that begins here has no end"},
+		{"{\"mcpServers\": {\n\"r\": {\"url\": \"https://", "2: : not valid JSON: the text that begins here has no end"},
+		{"/* \n {}", "1: : not valid JSON: the comment that begins here has no end"},
+		{`{"mcpServers": {}} x`, "not valid JSON: invalid character 'x' after top-level value"},
 		{`[]`, "must be an object"},
 		{`{}`, "names no remote"},
 		{`{"mcpServers": {}}`, "names no remote"},
@@ -78,7 +83,7 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "timeout": "5s", "timeout": "6s"`), "is there twice"},
 		{remote(url + `, "headers": {"X-A": "1", "x-a": "2"}`), `the same header as "X-A"`},
 		{remote(url + `, "auth": "none"`), "must be an object"},
-		{remote(url + `, "auth": {"type": ""}`), "must be oauth or none"},
+		{remote(url + `, "auth": {"type": ""}`), "must be one of oauth, forward, exchange, idJag, clientCredentials, none"},
 		{remote(url + `, "auth": {"issuer": "https://as.example.com#"}`), "without query"},
 		{remote(url + `, "auth": {"clientId": "i", "callbackPath": "/.well-known/x"}`), "well-known"},
 		{remote(``), `neither "url" nor "command"`},
@@ -104,9 +109,40 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "allowAddresses": ["10.0.0.0/99"]`), "must be an address or a network"},
 		{remote(url + `, "tls": {"cert": "c.pem"}`), "go together"},
 		{remote(url + `, "tls": {"insecure": true}`), "unknown key"},
-		{remote(url + `, "auth": {"type": "magic"}`), "must be oauth or none"},
-		{remote(url + `, "auth": {"type": "exchange"}`), "not supported yet"},
-		{remote(url + `, "auth": {"audience": "x"}`), "not supported yet"},
+		{remote(url + `, "auth": {"type": "magic"}`), "must be one of oauth"},
+		{remote(url + `, "auth": {"type": "exchange", "audience": "x"}`), "exchange needs gateway.auth"},
+		{remote(url + `, "auth": {"type": "idJag", "clientId": "x"}`), "idJag needs gateway.auth"},
+		{remote(url + `, "auth": {"type": "forward", "audience": "x"}`), "forward needs gateway.auth"},
+		{sso(`"type": "exchange"`, login), "whom the token is to be for"},
+		{sso(`"type": "exchange", "audience": "x", "tokenEndpoint": "https://x.example.com/token"`, login), "\"clientId\" of its own"},
+		{sso(`"type": "exchange", "audience": "x", "issuer": "https://x.example.com"`, login), "\"clientId\" of its own"},
+		{sso(`"type": "exchange", "audience": "x", "clientId": "i", "callbackPath": "/c"`, login), "no effect where the type is exchange"},
+		{sso(`"type": "exchange", "audience": "x", "subjectTokenType": "refreshToken"`, login), "must be one of idToken, accessToken"},
+		{sso(`"type": "exchange", "audience": "x", "requestedTokenType": "x"`, login), "must be one of accessToken, idToken, jwt"},
+		{sso(`"type": "idJag"`, login), "needs \"clientId\""},
+		{sso(`"type": "idJag", "clientId": "i", "connectorId": "x"`, login), "no effect where the type is idJag"},
+		{sso(`"type": "forward"`, login), "whom a token must be for"},
+		{sso(`"type": "forward", "audience": "x", "resource": "https://x.example.com"`, login), "no effect where the type is forward"},
+		{sso(`"type": "forward", "audience": "x"`, `"clientId": "gw"`), "identity provider where users log in"},
+		{sso(`"type": "forward", "audience": "x"`, `"issuer": "https://idp.example.com"`), "own client at that provider"},
+		{sso(`"type": "forward", "audience": "x"`, `"issuer": "https://idp.example.com", "idTokenFile": "f", "clientSecret": "s"`), "own client at that provider"},
+		{sso(`"type": "forward", "audience": "x"`, `"issuer": "http://idp.example.com", "clientId": "gw"`), "plain http"},
+		{sso(`"type": "forward", "audience": "x"`, login+`, "scopes": ["profile"]`), "must hold \"openid\""},
+		{sso(`"type": "forward", "audience": "x"`, login+`, "allowAddresses": ["x"]`), "must be an address"},
+		{remote(url + `, "auth": {"audience": "x"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"clientId": "i", "privateKeyFile": "x"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"tokenEndpoint": "https://x.example.com"}`), "no effect where the type is oauth"},
+		{remote(url + `, "auth": {"type": "clientCredentials"}`), "needs \"clientId\""},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i"}`), "clientSecretFile"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "callbackPath": "/c"}`), "no effect where the type is clientCredentials"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "privateKeyFile": "k"}`), "exclude each other"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpointAuthMethod": "private_key_jwt"}`), "needs \"privateKeyFile\""},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", "tokenEndpointAuthMethod": "client_secret_post"}`), "needs a client secret"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "http://as.example.com/token"}`), "plain http"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "expectedIssuer": "nonsense"}`), "URL of an issuer"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "resource": "nonsense"}`), "absolute URI"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tls": {"ca": "x"}}`), "which is not set"},
+		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "https://x.example.com", "tls": {"cert": "x"}}`), "go together"},
 		{remote(url + `, "auth": {"ssoGroup": "corp"}`), "not supported yet"},
 		{remote(url + `, "auth": {"type": "none", "clientId": "x"}`), "no effect"},
 		{remote(url + `, "auth": {"issuer": "http://as.example.com"}`), "plain http"},
@@ -136,8 +172,8 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"sessions": ""`), "isolated, shared"},
 		{settings(`"proxy": "nonsense"`), "must be a URL"},
 		{settings(`"proxy": "ftp://proxy.example.com"`), "must be a URL"},
-		{settings(`"auth": {"issuer": "https://idp.example.com"}`), "not supported yet"},
-		{settings(`"auth": {}`), "not supported yet"},
+		{settings(`"auth": {` + login + `}`), "no effect"},
+		{sso(`"type": "forward", "audience": "x"`, login+`, "audience": "https://gw.example.com/mcp"`), "not supported yet"},
 		{settings(`"sse": true`), "not supported yet"},
 		{settings(`"tls": {"cert": "c", "key": "k"}`), "not supported yet"},
 		{settings(`"trustedProxies": ["10.0.0.0/8"]`), "not supported yet"},
@@ -156,7 +192,8 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"oauth": {"callbackPort": 70000}`), "must be a port"},
 		{settings(`"limits": {"callbackPerMinute": 0}`), "from 1 to"},
 		{settings(`"limits": {"sessions": 1.5}`), "must be a whole number"},
-		{settings(`"limits": {"callsInFlight": 5}`), "not supported yet"},
+		{settings(`"limits": {"callsInFlight": 0}`), "from 1 to"},
+		{settings(`"limits": {"callsPerSecond": -1}`), "from 0 to"},
 		{settings(`"log": {"level": "loud"}`), "debug, info"},
 		{settings(`"unknown": 1`), "unknown key"},
 		{strings.Repeat(`{"a":`, 200), "nested more than"},
@@ -243,9 +280,7 @@ func TestConfigErrorsKeepSecrets(t *testing.T) {
 func TestConfigNotRunning(t *testing.T) {
 	for _, members := range []string{
 		`"url": "${NOT_SET}", "disabled": true, "auth": {"clientSecret": "${NOT_SET}"}`,
-		`"url": "${NOT_SET}", "type": "sse", "headers": {"A": "${NOT_SET}"}`,
-		`"command": "${NOT_SET}", "type": "stdio"`,
-		`"command": "npx", "env": {"A": "${NOT_SET}"}`,
+		`"command": "${NOT_SET}", "env": {"A": "${NOT_SET}"}, "disabled": true`,
 	} {
 		c, notes, err := ParseConfig("c.json", []byte(remote(members)), env)
 		if err != nil {
@@ -277,6 +312,13 @@ func TestConfigClientForms(t *testing.T) {
 	}
 }
 
+// login is a gateway.auth, and sso a config with one remote that uses one.
+const login = `"issuer": "https://idp.example.com", "clientId": "gw"`
+
+func sso(auth, login string) string {
+	return `{"mcpServers": {"r": {"url": "https://r.example.com/mcp", "auth": {` + auth + `}}}, "gateway": {"auth": {` + login + `}}}`
+}
+
 // TestConfigLater: each key that comes later is refused, unless it changes nothing.
 func TestConfigLater(t *testing.T) {
 	inRemote := func(members string) string {
@@ -306,7 +348,7 @@ func TestConfigLater(t *testing.T) {
 	}
 	off := settings(`"sse": false, "trustedProxies": [], "tls": {}, "metrics": {"listen": ""}, "audit": {"file": ""},
 		"store": {"type": "memory", "path": "", "url": "", "prefix": "gatehouse:", "ca": "", "keyFile": "", "keyEnv": "", "keyring": false},
-		"limits": {"callsInFlight": 64, "callsPerSecond": 0, "exchangeCache": 10000}`)
+		"limits": {"callsInFlight": 64, "callsPerSecond": 0}`)
 	if got := problemsOf(t, off); got != nil {
 		t.Errorf("the documented defaults are refused: %q", got)
 	}
@@ -319,7 +361,7 @@ func TestConfigValues(t *testing.T) {
     "zebra": {"type": "streamable-http", "url": "https://z.example.com/${TEAM}/mcp", "headers": {"X-Team": "${env:TEAM}", "X-Key": "${SECRET}"}, "timeout": "5s", "prefix": ""},
     "ant": {"url": "http://10.1.2.3/mcp", "allowAddresses": ["10.0.0.0/8", "192.168.1.1"], "autoApprove": ["x"], "alowAddresses": [], "timeout": 600},
     "off": {"url": "https://${NOT_SET}.example.com", "disabled": true},
-    "files": {"command": "npx", "args": ["-y", "${NOT_SET}"], "env": {"A": "${EMPTY:-b}"}},
+    "files": {"command": "npx", "args": ["-y", "${TEAM}"], "cwd": "work", "env": {"A": "${EMPTY:-b}"}},
     "old": {"type": "sse", "url": "https://old.example.com/sse"},
     "odd": {"url": "https://odd.example.com/", "headers": {"A": "$$ ${TEAM ${NESTED} ${NOT_SET:-a:-b}"}},
   },
@@ -338,13 +380,17 @@ func TestConfigValues(t *testing.T) {
 	if got := strings.Join(names, " "); got != "zebra ant off files old odd" {
 		t.Errorf("order: %s", got)
 	}
-	if got := strings.Join(running, " "); got != "zebra ant odd" {
+	if got := strings.Join(running, " "); got != "zebra ant files old odd" {
 		t.Errorf("running: %s", got)
 	}
 	zebra, odd := c.Servers[0], c.Servers[5]
 	if zebra.URL.String() != "https://z.example.com/blue/mcp" || zebra.Headers["X-Team"].Value() != "blue" || zebra.Headers["X-Key"].Value() != "canary-secret" ||
 		zebra.Timeout.String() != "5s" || zebra.ToolPrefix() != "" || zebra.Auth.Type != "oauth" {
 		t.Errorf("zebra: %+v", zebra)
+	}
+	if files := c.Servers[3]; files.Type != "stdio" || files.Command != "npx" || strings.Join(files.Args, " ") != "-y blue" || files.Env["A"].Value() != "b" ||
+		files.Dir != "work" || files.Auth.Type != "none" || files.Timeout.String() != "1m0s" {
+		t.Errorf("files: %+v", files)
 	}
 	if got := odd.Headers["A"].Value(); got != "$$ ${TEAM ${TEAM} a:-b" {
 		t.Errorf("odd expansions: %q", got)
@@ -360,7 +406,7 @@ func TestConfigValues(t *testing.T) {
 		t.Errorf("Path: %s", got)
 	}
 	said := fmt.Sprint(notes)
-	for _, want := range []string{"autoApprove", `did you mean "allowAddresses"?`, "mcpServers.ant.timeout", "NOT_SET is not set"} {
+	for _, want := range []string{"autoApprove", `did you mean "allowAddresses"?`, "mcpServers.ant.timeout"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("no note mentions %s: %s", want, said)
 		}
@@ -387,7 +433,8 @@ func TestConfigFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := ParseConfig(file, data, env); err != nil {
+		set := func(name string) (string, bool) { return "https://api.example.com", true }
+		if _, _, err := ParseConfig(file, data, set); err != nil {
 			t.Error(err)
 		}
 		plain, err := hujson.Standardize(data)
@@ -511,7 +558,12 @@ func TestSchema(t *testing.T) {
 		return resolved.Validate(v)
 	}
 	good := []string{
-		remote(`"url": "https://r.example.com/mcp", "type": "streamableHttp", "tools": {"allow": ["a*"]}, "auth": {"type": "oauth", "clientId": "i", "clientSecretFile": "s", "tokenEndpointAuthMethod": "none", "scopes": ["a"]}, "someClientsKey": 1`),
+		sso(`"type": "exchange", "clientId": "i", "clientSecretFile": "s", "tokenEndpoint": "https://dex.example.com/token", "connectorId": "a", "subjectTokenType": "accessToken", "requestedTokenType": "jwt", "scopes": ["openid"]`,
+			`"issuer": "https://idp.example.com", "clientId": "gw", "clientSecret": "s", "scopes": ["openid"], "allowAddresses": ["10.0.0.1"]`),
+		sso(`"type": "idJag", "clientId": "i", "clientSecret": "s", "issuer": "https://as.example.com"`, `"issuer": "https://idp.example.com", "idTokenFile": "f"`),
+		sso(`"type": "forward", "audience": "a"`, login),
+		remote(`"url": "https://r.example.com/mcp", "auth": {"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", "tokenEndpointAuthMethod": "private_key_jwt", "issuer": "https://as.example.com", "expectedIssuer": "https://as.example.com", "tokenEndpoint": "https://as.example.com/token", "audience": "a", "resource": "https://r.example.com", "tls": {"ca": "c", "cert": "c", "key": "k", "serverName": "s"}}`),
+		remote(`"url": "https://r.example.com/mcp", "type": "streamableHttp", "tools": {"allow": ["a*"]}, "auth": {"type": "oauth", "clientId": "i", "clientSecretFile": "s", "tokenEndpointAuthMethod": "client_secret_post", "scopes": ["a"]}, "someClientsKey": 1`),
 		remote(`"command": "npx", "args": ["x"], "env": {"A": "b"}, "cwd": "."`),
 		settings(`"listen": "127.0.0.1:1", "sessions": "shared", "log": {"level": "debug", "format": "json"}, "store": {"type": "file", "path": "p", "keyFile": "k"}, "oauth": {"enabled": true, "callbackPort": 1}, "limits": {"sessions": 5}`),
 	}
@@ -526,8 +578,8 @@ func TestSchema(t *testing.T) {
 	for _, config := range []string{
 		`{}`, `{"mcpServers": {"r": {}}}`, `{"mcpServers": {"a/b": {"url": "https://x.example.com"}}}`, `{"mcpServers": {"gateway": {"url": "https://x.example.com"}}}`,
 		`{"mcpServers": {"r": {"url": "https://x.example.com"}}, "nonsense": 1}`, remote(`"url": "https://x.example.com", "auth": "none"`), remote(`"url": 7`), remote(`"url": "https://x.example.com", "type": "x"`),
-		remote(`"url": "https://x.example.com", "auth": {"type": "forward"}`), remote(`"url": "https://x.example.com", "auth": {"x": 1}`),
-		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "redis"}`),
+		remote(`"url": "https://x.example.com", "auth": {"type": "magic"}`), remote(`"url": "https://x.example.com", "auth": {"x": 1}`),
+		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {"x": 1}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "redis"}`),
 	} {
 		if validate(config) == nil {
 			t.Errorf("the schema takes %s", config)
@@ -549,8 +601,8 @@ func TestSchemaValues(t *testing.T) {
 	// What the code takes where its message does not list it as it is.
 	taken := map[string][]string{
 		"mcpServers.*.type":                         {"http", "streamable-http", "streamableHttp", "sse", "stdio", "local"},
-		"mcpServers.*.auth.type":                    {"oauth", "none"},
-		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "none"},
+		"mcpServers.*.auth.type":                    {"oauth", "forward", "exchange", "idJag", "clientCredentials", "none"},
+		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "private_key_jwt", "none"},
 		"gateway.store.type":                        {"file", "memory"},
 	}
 	enums, defaults := 0, 0
@@ -606,8 +658,24 @@ func TestSchemaValues(t *testing.T) {
 		if strings.Contains(members, `"type": "stdio"`) || strings.Contains(members, `"type": "local"`) {
 			return remote(`"command": "x", ` + members)
 		}
-		if strings.Contains(members, "tokenEndpointAuthMethod") {
+		switch {
+		case strings.Contains(members, "tokenEndpointAuthMethod") && strings.Contains(members, "private_key_jwt"):
+			members = strings.Replace(members, "{", `{"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k", `, 1)
+		case strings.Contains(members, "tokenEndpointAuthMethod"):
 			members = strings.Replace(members, "{", `{"clientId": "i", `, 1)
+		case strings.Contains(members, "clientCredentials"):
+			members = strings.Replace(members, "{", `{"clientId": "i", "clientSecret": "s", `, 1)
+		case strings.Contains(members, "TokenType"):
+			members = strings.Replace(members, "{", `{"type": "exchange", "audience": "a", `, 1)
+		case strings.Contains(members, `"forward"`), strings.Contains(members, `"exchange"`):
+			members = strings.Replace(members, "{", `{"audience": "a", `, 1)
+		case strings.Contains(members, `"idJag"`):
+			members = strings.Replace(members, "{", `{"clientId": "i", `, 1)
+		}
+		if strings.Contains(members, `"audience": "a"`) || strings.Contains(members, `"idJag"`) {
+			auth, _, _ := strings.Cut(members, "}")
+			_, auth, _ = strings.Cut(auth, "{")
+			return sso(auth, login)
 		}
 		return remote(`"url": "https://r.example.com/mcp", ` + members)
 	})

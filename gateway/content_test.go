@@ -307,14 +307,15 @@ func TestContentPassesThrough(t *testing.T) {
 		c := newPlainClient(t, g.url, "{}", modern)
 		cacheable := `,"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"gatehouse","title":"Gatehouse","version":"test"}}`
 		hints := cacheable + `,"ttlMs":0,"cacheScope":"private"`
+		listed := `,"ttlMs":0,"cacheScope":"private"` + cacheable
 		sent := `"_meta":{"x":1.0},`
 		if !modern {
-			cacheable, hints, sent = "", "", ""
+			cacheable, hints, listed, sent = "", "", "", ""
 		}
 		for _, tt := range []struct{ method, members, remoteGot, want string }{
-			{"prompts/list", "", "", `{"prompts":[{"name":"r_ask_me","x":1.0,"arguments":[{"name":"a","n":9007199254740993}]}]` + hints},
-			{"resources/list", "", "", `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0}]` + hints},
-			{"resources/templates/list", "", "", `{"resourceTemplates":[{"uriTemplate":"file:///by-id/{id}","z":1.0}]` + hints},
+			{"prompts/list", "", "", `{"prompts":[{"name":"r_ask_me","x":1.0,"arguments":[{"name":"a","n":9007199254740993}]}]` + listed},
+			{"resources/list", "", "", `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0}]` + listed},
+			{"resources/templates/list", "", "", `{"resourceTemplates":[{"uriTemplate":"file:///by-id/{id}","z":1.0}]` + listed},
 			{"prompts/get", `"name":"r_ask_me","arguments":{"a":"1"},"y":1.0`, `{` + sent + `"name":"ask me","arguments":{"a":"1"},"y":1.0}`, `{"messages":[],"z":1.0` + cacheable},
 			{"resources/read", `"uri":"file:///a","y":1.0`, `{` + sent + `"uri":"file:///a","y":1.0}`, `{"contents":[{"uri":"file:///a","text":"","n":9007199254740993}]` + hints},
 			{"resources/read", `"uri":"file:///by-id/7"`, `{` + sent + `"uri":"file:///by-id/7"}`, `{"contents":[{"uri":"file:///a","text":"","n":9007199254740993}]` + hints},

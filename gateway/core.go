@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -37,15 +38,15 @@ func (c caller) behind() *session.Caller {
 func (g *Gateway) handle(ctx context.Context, c caller, method string, params json.RawMessage) (json.RawMessage, error) {
 	switch method {
 	case "tools/list":
-		return g.list(ctx, c, method, params, "tools", func(m *merged) *entries { return &m.tools })
+		return g.list(ctx, c, method, params, "tools", 0, func(m *merged) *entries { return &m.tools })
 	case "tools/call", "prompts/get", "resources/read":
 		return g.interactive(ctx, c, method, params)
 	case "prompts/list":
-		return g.list(ctx, c, method, params, "prompts", func(m *merged) *entries { return &m.prompts })
+		return g.list(ctx, c, method, params, "prompts", 1, func(m *merged) *entries { return &m.prompts })
 	case "resources/list":
-		return g.list(ctx, c, method, params, "resources", func(m *merged) *entries { return &m.resources })
+		return g.list(ctx, c, method, params, "resources", 2, func(m *merged) *entries { return &m.resources })
 	case "resources/templates/list":
-		return g.list(ctx, c, method, params, "resourceTemplates", func(m *merged) *entries { return &m.templates })
+		return g.list(ctx, c, method, params, "resourceTemplates", 3, func(m *merged) *entries { return &m.templates })
 	case "completion/complete":
 		return g.complete(ctx, c, params)
 	case "logging/setLevel":
@@ -54,7 +55,7 @@ func (g *Gateway) handle(ctx context.Context, c caller, method string, params js
 	return nil, fmt.Errorf("%w: %s", errUnknownMethod, method)
 }
 
-func (g *Gateway) list(ctx context.Context, c caller, method string, params json.RawMessage, member string, of func(*merged) *entries) (json.RawMessage, error) {
+func (g *Gateway) list(ctx context.Context, c caller, method string, params json.RawMessage, member string, kind int, of func(*merged) *entries) (json.RawMessage, error) {
 	if len(params) > 0 {
 		got, err := rawjson.Get(params, "cursor")
 		if err != nil {
@@ -66,9 +67,14 @@ func (g *Gateway) list(ctx context.Context, c caller, method string, params json
 		}
 	}
 	list := of(c.view.list(ctx)).list
-	out := make(json.RawMessage, 0, len(list)+len(member)+len(`{"":}`))
+	out := make(json.RawMessage, 0, len(list)+len(member)+64)
 	out = append(append(append(out, `{"`...), member...), `":`...)
 	out = append(out, list...)
+	if c.modern {
+		ttl, scope := c.view.cacheHint(kind)
+		out = fmt.Appendf(out, `,"ttlMs":%d,"cacheScope":%q`, ttl.Milliseconds(), scope)
+		c.view.session.Refresh()
+	}
 	return append(out, '}'), nil
 }
 
@@ -100,6 +106,16 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 
 // send is how every request of a client gets to a remote.
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+	release, refused := c.view.calls.take()
+	if refused != nil {
+		return nil, refused
+	}
+	defer release()
+	return g.pass(ctx, c, remote, method, params)
+}
+
+// pass sends a request to a remote and gets it what it asks for meanwhile.
+func (g *Gateway) pass(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
 	c.notify = c.relay(params)
 	if c.modern && c.request != nil && asksBack(c.capabilities) {
 		return g.callParkable(ctx, c, remote, method, params)
@@ -187,5 +203,9 @@ func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, er
 		}
 		return
 	}
-	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
+	level := slog.LevelInfo
+	if refusal, ok := errors.AsType[*auth.Error](err); ok && refusal.Kind != auth.KindForbidden {
+		level = slog.LevelDebug // auth has said so
+	}
+	g.log.Log(ctx, level, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
 }

@@ -241,6 +241,48 @@ func TestDrainEnds(t *testing.T) {
 	}
 }
 
+// TestDeleteEndsCalls: a client that ends its session is not kept waiting for
+// the calls that it gives up with it.
+func TestDeleteEndsCalls(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gate, called := make(chan struct{}), make(chan struct{})
+	defer close(gate)
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.Call = func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			close(called)
+			<-gate
+			return nil, nil
+		}
+	})
+	g := newInside(t, remote, oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	answered := make(chan error, 1)
+	go func() {
+		_, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		answered <- err
+	}()
+	<-called
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, g.url+"/mcp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Mcp-Session-Id", client.ID())
+	resp, err := http.DefaultClient.Do(req) // the remote's gate is still shut
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Errorf("DELETE: %s", resp.Status)
+	}
+	if err := <-answered; err == nil {
+		t.Error("the call that was given up has a result")
+	}
+	if clients, views := g.left(); clients != 0 || views != 0 {
+		t.Errorf("%d clients and %d views are left", clients, views)
+	}
+}
+
 // TestPanicCostsOneCall: the process lives, the client gets an error.
 func TestPanicCostsOneCall(t *testing.T) {
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{})

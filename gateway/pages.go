@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gatehouse/auth"
@@ -146,15 +147,19 @@ func (g *Gateway) onLoopback() bool {
 // consentPage says what Continue would do. Nobody has authenticated the one
 // who asked, so the person must know whether it was they.
 func consentPage(flow *auth.FlowInfo) pageData {
+	name := flow.Remote
+	if name == auth.LoginRemote {
+		name = "the gateway itself"
+	}
 	scopes := strings.Join(flow.Scopes, " ")
 	if scopes == "" {
 		scopes = "what the server gives by default"
 	}
 	return pageData{
-		Title: "Sign in to " + flow.Remote + "?",
+		Title: "Sign in to " + name + "?",
 		Say:   "Continue only if you asked for this yourself, just now, in your own assistant. Whoever sent you this link would act with your account.",
 		Facts: [][2]string{
-			{"Remote", flow.Remote},
+			{"Remote", name},
 			{"Sign-in at", flow.Issuer},
 			{"Permissions", scopes},
 			{"Asked for at", flow.Created.UTC().Format("15:04:05") + " UTC"},
@@ -219,13 +224,16 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 func (g *Gateway) connected(ctx context.Context, f *auth.Finished) auth.Outcome {
 	const back = " You can close this page and repeat the call in your assistant."
 	v, err := g.view(f.Principal)
+	if f.Remote == auth.LoginRemote && err == nil {
+		return auth.Outcome{OK: true, Say: "You are logged in. " + g.connectByLogin(ctx, v) + back}
+	}
 	if err == nil {
 		err = v.session.Connect(ctx, f.Remote)
 	}
 	if err == nil {
 		tools := v.session.Status(f.Remote).Tools
 		g.log.Info("connected after sign-in", "remote", f.Remote, "principal", f.Principal, "tools", tools)
-		return auth.Outcome{OK: true, Tools: tools, Say: fmt.Sprintf("%s is connected, %s.", f.Remote, plural(tools, "tool")) + back}
+		return auth.Outcome{OK: true, Say: fmt.Sprintf("%s is connected, %s.", f.Remote, plural(tools, "tool")) + back}
 	}
 	g.log.Warn("signed in, but not connected", "remote", f.Remote, "principal", f.Principal, "error", err)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -238,6 +246,36 @@ func (g *Gateway) connected(ctx context.Context, f *auth.Finished) auth.Outcome 
 		return auth.Outcome{Say: "The sign-in is stored. " + say}
 	}
 	return auth.Outcome{Say: fmt.Sprintf("The sign-in to %s is stored, but the connection failed. The gateway's log says why; it is tried again with the next call.", f.Remote)}
+}
+
+// connectByLogin connects the session to the remotes that a login is good for,
+// and says what came of each.
+func (g *Gateway) connectByLogin(ctx context.Context, v *view) string {
+	var servers []*Server
+	for _, server := range g.cfg.Running() {
+		if server.Auth.ByLogin() {
+			servers = append(servers, server)
+		}
+	}
+	said := make([]string, len(servers))
+	var wg sync.WaitGroup
+	for i, server := range servers {
+		wg.Go(func() {
+			err := v.session.Connect(ctx, server.Name)
+			if err == nil {
+				said[i] = fmt.Sprintf("%s is connected, %s.", server.Name, plural(v.session.Status(server.Name).Tools, "tool"))
+				return
+			}
+			g.log.Warn("logged in, but a remote is not connected", "remote", server.Name, "principal", v.principal, "error", err)
+			if say, ok := sentence(err); ok {
+				said[i] = strings.TrimSuffix(say, ".") + "."
+			} else {
+				said[i] = server.Name + " is not connected yet."
+			}
+		})
+	}
+	wg.Wait()
+	return strings.Join(said, " ")
 }
 
 // serveClientMetadata serves the Client ID Metadata Document, which

@@ -61,6 +61,7 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 			g.unsubscribe(ctx, caller{view: v, client: req.Session}, req.Params.URI)
 			return nil
 		},
+		//lint:ignore SA1019 deprecated in 2026-07-28, not removed: legacy remotes ask for roots
 		RootsListChangedHandler: func(_ context.Context, req *mcp.RootsListChangedRequest) {
 			v.session.RootsChanged(req.Session)
 		},
@@ -134,6 +135,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				return next(ctx, method, req)
 			}
 			defer g.calls.begin()()
+			if ss, ok := req.GetSession().(*mcp.ServerSession); ok {
+				var done context.CancelFunc
+				ctx, done = g.clients.during(ctx, ss)
+				defer done()
+			}
 			params, err := rawParams(req)
 			if err != nil {
 				return nil, renderRPC(err, g.now())
@@ -245,7 +251,7 @@ func isModern(req mcp.Request) bool {
 // modernize adds what a result of protocol 2026-07-28 must carry and a legacy
 // remote does not send.
 func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMessage, error) {
-	members, err := rawjson.Get(result, "resultType", "_meta")
+	members, err := rawjson.Get(result, "resultType", "_meta", "ttlMs", "cacheScope")
 	if err != nil {
 		return nil, fmt.Errorf("reading a result: %w", err)
 	}
@@ -275,9 +281,13 @@ func (g *Gateway) modernize(method string, result json.RawMessage) (json.RawMess
 	default:
 		return result, nil
 	}
-	// A list varies by who asks, and may change with every sign-in.
-	if result, err = rawjson.Set(result, "ttlMs", []byte("0")); err != nil {
-		return nil, fmt.Errorf("adding ttlMs: %w", err)
+	if members[2] == nil {
+		if result, err = rawjson.Set(result, "ttlMs", []byte("0")); err != nil {
+			return nil, fmt.Errorf("adding ttlMs: %w", err)
+		}
+	}
+	if members[3] != nil {
+		return result, nil
 	}
 	return rawjson.Set(result, "cacheScope", []byte(`"private"`))
 }

@@ -34,6 +34,7 @@ type view struct {
 	levels    logLevels
 	subs      subscriptions
 	peers     peers
+	calls     *callLimit
 
 	waits   sync.WaitGroup // for what goes on in the background, until end
 	ended   context.Context
@@ -49,7 +50,8 @@ type view struct {
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s, opened: time.Now(), announced: nothing, waiting: map[string]bool{}}
+	v := &view{g: g, principal: p, session: s, opened: time.Now(), announced: nothing, waiting: map[string]bool{},
+		calls: newCallLimit(g.cfg.Gateway.Limits, g.now)}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id
@@ -176,6 +178,25 @@ var atOnce = func() context.Context {
 	cancel()
 	return ctx
 }()
+
+// cacheHint is how long a merged list may be kept, and by whom: "public" where
+// every remote says that its part is the same for everybody. A remote that is
+// not connected may change its part at any moment.
+func (v *view) cacheHint(kind int) (ttl time.Duration, scope string) {
+	ttl, scope = time.Hour, "public"
+	now := time.Now()
+	for _, c := range v.session.Catalogs(atOnce) {
+		hint := c.Hints[kind]
+		if !c.Known || !c.Connected {
+			hint = session.CacheHint{}
+		}
+		if !hint.Public {
+			scope = "private"
+		}
+		ttl = max(0, min(ttl, hint.Until.Sub(now)))
+	}
+	return ttl, scope
+}
 
 // known reports whether the remote's tools have been listed for this principal.
 func (v *view) known(remote string) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"gatehouse/session/rawjson"
@@ -27,16 +28,23 @@ const (
 
 // Catalog is what a remote has last listed for a principal.
 type Catalog struct {
-	Remote       string
-	Generation   uint64       // another one: other contents
-	Tools        []Definition // all lists in the remote's order, never changed
-	Prompts      []Definition
-	Resources    []Definition
-	Templates    []Definition // of resources
-	Known        bool         // the tools have been listed at least once
-	Connected    bool         // there is an MCP session at the remote
-	Offers       Capabilities // as the remote declared them when it was last dialed
-	Instructions string
+	Remote     string
+	Generation uint64       // another one: other contents
+	Tools      []Definition // all lists in the remote's order, never changed
+	Prompts    []Definition
+	Resources  []Definition
+	Templates  []Definition               // of resources
+	Known      bool                       // the tools have been listed at least once
+	Connected  bool                       // there is an MCP session at the remote
+	Offers     Capabilities               // as the remote declared them when it was last dialed
+	Hints      [len(lists{}.of)]CacheHint // of tools, prompts, resources and templates, in this order
+}
+
+// CacheHint is how long a list may be kept, as a remote of 2026-07-28 says (MCP
+// 2026-07-28, caching); the zero CacheHint is that of all others.
+type CacheHint struct {
+	Until  time.Time
+	Public bool // it is the same for everybody
 }
 
 // Capabilities are what a remote declares to have.
@@ -66,7 +74,10 @@ func sameDefinitions(a, b []Definition) bool {
 // anything new.
 func (c *Catalog) update(read *lists) bool {
 	news := !c.Known
-	for i, list := range []*[]Definition{&c.Tools, &c.Prompts, &c.Resources, &c.Templates} {
+	for i, list := range c.lists() {
+		if read.of[i] != nil {
+			c.Hints[i] = read.hints[i]
+		}
 		if read.of[i] != nil && !sameDefinitions(*list, read.of[i]) {
 			*list, news = read.of[i], true
 		}
@@ -82,6 +93,7 @@ func (c *Catalog) update(read *lists) bool {
 type lists struct {
 	of      [4][]Definition          // in the order of kinds; nil is a list that could not be read
 	headers map[string][]paramHeader // of tools that have some
+	hints   [4]CacheHint
 }
 
 // kind is one of the lists of the protocol.
@@ -112,10 +124,11 @@ func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists,
 	for i := range kinds {
 		k := &kinds[i]
 		if !k.offered(l.offers) {
-			read.of[i] = []Definition{}
+			// Nothing there is kept for as long as the remote is what it is.
+			read.of[i], read.hints[i] = []Definition{}, CacheHint{time.Now().Add(maxTTL), true}
 			continue
 		}
-		definitions, err := c.readList(ctx, l, k, loud, read.headers)
+		definitions, err := c.readList(ctx, l, k, loud, read.headers, &read.hints[i])
 		switch {
 		case err == nil:
 			read.of[i] = definitions
@@ -128,6 +141,26 @@ func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists,
 		}
 	}
 	return read, nil
+}
+
+// maxTTL bounds how long a list may be kept.
+const maxTTL = 24 * time.Hour
+
+// restrict takes in what one page of a list says; the least counts.
+func (h *CacheHint) restrict(at time.Time, page json.RawMessage) {
+	got, err := rawjson.Get(page, "ttlMs", "cacheScope")
+	if err != nil {
+		got = make([][]byte, 2)
+	}
+	ms, err := strconv.ParseUint(string(got[0]), 10, 63)
+	if err != nil {
+		ms = 0
+	}
+	if until := at.Add(time.Duration(min(ms, uint64(maxTTL/time.Millisecond))) * time.Millisecond); until.Before(h.Until) {
+		h.Until = until
+	}
+	scope, _ := rawjson.String(got[1])
+	h.Public = h.Public && scope == "public"
 }
 
 // isListsOwn reports whether a failure is one of that list, which other
@@ -145,8 +178,9 @@ func isListsOwn(err error) bool {
 }
 
 // readList reads all pages of one list.
-func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, headers map[string][]paramHeader) ([]Definition, error) {
+func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, headers map[string][]paramHeader, hint *CacheHint) ([]Definition, error) {
 	began := time.Now()
+	*hint = CacheHint{began.Add(maxTTL), true}
 	reader := listReader{connection: c, kind: k, definitions: []Definition{}, names: map[string]bool{}}
 	if l.modern && k.schema {
 		reader.headers = headers
@@ -166,6 +200,7 @@ func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, 
 		} else if err != nil {
 			return nil, err
 		}
+		hint.restrict(began, result)
 		cursor, err := reader.page(result)
 		if err != nil {
 			return nil, err

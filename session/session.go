@@ -18,7 +18,7 @@ const (
 	StateConnecting   State = "connecting"   // not known yet
 	StateConnected    State = "connected"    // and its tools listed
 	StateSignInNeeded State = "signInNeeded" // it wants a token that there is not
-	StateUnavailable  State = "unavailable"  // it is tried again by itself
+	StateUnavailable  State = "unavailable"  // it failed
 	StateUnsupported  State = "unsupported"  // it speaks another protocol version
 )
 
@@ -27,6 +27,7 @@ type Status struct {
 	State    State
 	Err      error     // why it is not connected; nil if it is, or if it is not known yet
 	Since    time.Time // when it came to that
+	Retried  bool      // it is tried again by itself
 	Tools    int       // as last listed
 	Server   string    // what the remote calls itself
 	Version  string    // and its version
@@ -75,9 +76,6 @@ func newSession(p *Pool, principal auth.Principal, owner json.RawMessage) *Sessi
 	return s
 }
 
-// Principal returns for whom the session is.
-func (s *Session) Principal() auth.Principal { return s.principal }
-
 // Call sends one request to a remote and returns its result, byte for byte.
 // Params must be valid JSON, an object, or nil for none; they are sent as they
 // are, but for a progress token, which the remote gets another one for, and
@@ -121,6 +119,32 @@ func (s *Session) Catalogs(ctx context.Context) []Catalog {
 		catalogs[i] = c.currentCatalog()
 	}
 	return catalogs
+}
+
+// refreshFloor is how often lists are read anew at the most because they have
+// become old.
+const refreshFloor = 5 * time.Second
+
+// Refresh has lists read anew that may be out of date: their time is over, and
+// the remote does not say when they change. Nobody waits for it.
+func (s *Session) Refresh() {
+	now := time.Now()
+	for _, c := range s.connections {
+		c.mu.Lock()
+		stale := c.link != nil && c.link.modern && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
+		if stale {
+			o := c.link.offers
+			told := [...]bool{o.ToolsChange, o.PromptsChange, o.ResourcesChange, o.ResourcesChange}
+			stale = false
+			for i, hint := range c.catalog.Hints {
+				stale = stale || !told[i] && hint.Until.Before(now)
+			}
+		}
+		c.mu.Unlock()
+		if stale {
+			c.changed()
+		}
+	}
 }
 
 // Connect makes sure that the remote is connected and its tools listed, both

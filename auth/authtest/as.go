@@ -1,10 +1,12 @@
 package authtest
 
 import (
+	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -97,6 +99,9 @@ type ASKnobs struct {
 	NoRotation bool                          // a refresh token stays, and is not repeated in the answer
 	Grant      func(asked []string) []string // scopes granted; nil: as asked
 	IDToken    map[string]any                // claims of an id_token beside iss, sub, aud, exp; nil: none
+	Dex        bool                          // token exchange in Dex's dialect
+	JWT        bool                          // exchanged access tokens are JWTs of the server's issuer
+	Claims     map[string]any                // of exchanged JWTs; a nil value removes the claim
 
 	// In front of the endpoints.
 	Metadata, Register, Authorize, Token, Revoke Intercept
@@ -106,9 +111,10 @@ type ASKnobs struct {
 type OAuthClient struct {
 	ID           string
 	Secret       string
-	Method       string // none, client_secret_basic, client_secret_post
+	Method       string // none, client_secret_basic, client_secret_post, private_key_jwt
 	RedirectURIs []string
-	Expires      time.Time // of the secret; zero is never
+	Expires      time.Time        // of the secret; zero is never
+	Key          crypto.PublicKey // for private_key_jwt
 
 	Metadata map[string]any // as it was registered
 }
@@ -130,6 +136,7 @@ type AS struct {
 	codes   map[string]*asCode
 	access  map[string]*asToken
 	refresh map[string]*asRefresh
+	jtis    map[string]bool // of the assertions that were seen
 	reuses  int
 }
 
@@ -170,6 +177,7 @@ func StartAS(t testing.TB, cfg ASConfig) *AS {
 		codes:   make(map[string]*asCode),
 		access:  make(map[string]*asToken),
 		refresh: make(map[string]*asRefresh),
+		jtis:    make(map[string]bool),
 	}
 	a.server, a.CA = startServer(t, http.HandlerFunc(a.ServeHTTP), cfg.Addr, cfg.TLS)
 	a.URL = a.server.URL
@@ -218,6 +226,14 @@ func (a *AS) Valid(token string) (TokenInfo, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	t, ok := a.access[token]
+	if claims, is := ownJWT(token); !ok && is {
+		// An ID token, which somebody forwards.
+		exp, _ := claims["exp"].(float64)
+		audience, _ := claims["aud"].(string)
+		subject, _ := claims["sub"].(string)
+		expires := time.Unix(int64(exp), 0)
+		return TokenInfo{Subject: subject, Audience: audience, Expires: expires}, claims["iss"] == a.base+a.path && a.nowLocked().Before(expires)
+	}
 	if !ok || t.revoked || !t.expires.IsZero() && !a.nowLocked().Before(t.expires) {
 		return TokenInfo{}, false
 	}
@@ -231,6 +247,13 @@ func (a *AS) Mint(subject, resource string, scopes ...string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.mintLocked(&asGrant{client: "minted", subject: subject, resource: resource}, scopes)
+}
+
+// IDTokenFor issues an ID token without any of the steps before it.
+func (a *AS) IDTokenFor(subject, audience string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.idTokenLocked(&asGrant{client: audience, subject: subject})
 }
 
 // RevokeAll revokes every token, refresh tokens included.
@@ -307,6 +330,8 @@ func (a *AS) endpoint(path string) string {
 		return EndpointToken
 	case a.path + "/revoke":
 		return EndpointRevoke
+	case a.path + "/keys":
+		return EndpointKeys
 	}
 	return EndpointOther
 }
@@ -330,6 +355,8 @@ func (a *AS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		k.Token.serve(w, r, a.serveToken)
 	case EndpointRevoke:
 		k.Revoke.serve(w, r, a.serveRevoke)
+	case EndpointKeys:
+		serveKeys(w, r)
 	default:
 		http.NotFound(w, r)
 	}
@@ -368,6 +395,7 @@ func (a *AS) serveMetadata(w http.ResponseWriter, r *http.Request) {
 		"token_endpoint":                        base + "/token",
 		"registration_endpoint":                 base + "/register",
 		"revocation_endpoint":                   base + "/revoke",
+		"jwks_uri":                              base + "/keys",
 		"response_types_supported":              []string{"code"},
 		"grant_types_supported":                 []string{"authorization_code", "refresh_token"},
 		"code_challenge_methods_supported":      []string{"S256"},
@@ -581,6 +609,12 @@ func (a *AS) authenticate(w http.ResponseWriter, r *http.Request) (OAuthClient, 
 	c, err := a.client(id)
 	a.mu.Lock()
 	now := a.nowLocked()
+	if r.PostForm.Has("client_assertion") {
+		a.secret(r.PostForm.Get("client_assertion"))
+		if method = "private_key_jwt"; err == nil && !a.assertedLocked(r.PostForm, c) {
+			err = errors.New("the assertion is not good")
+		}
+	}
 	a.mu.Unlock()
 	if err != nil || c.Method != method || c.Secret != secret || !c.Expires.IsZero() && !now.Before(c.Expires) {
 		oauthError(w, http.StatusUnauthorized, "invalid_client", "unknown, or not authenticated as it was registered")
@@ -634,11 +668,14 @@ func (a *AS) serveToken(w http.ResponseWriter, r *http.Request) {
 		token.used = !a.knobs.NoRotation
 		g = token.asGrant
 	default:
-		oauthError(w, http.StatusBadRequest, "unsupported_grant_type", "")
-		return
+		var done map[string]any
+		if g, done = a.machineLocked(w, c, form); g == nil {
+			return
+		}
+		maps.Copy(answer, done)
 	}
 	// RFC 8707, section 2.2: a token request's resource is one of those granted.
-	if asked := form.Get("resource"); asked != "" && asked != g.resource {
+	if asked := form.Get("resource"); asked != "" && asked != g.resource && form.Get("grant_type") != grantExchange {
 		oauthError(w, http.StatusBadRequest, "invalid_target", "the resource was not granted")
 		return
 	}
@@ -646,21 +683,23 @@ func (a *AS) serveToken(w http.ResponseWriter, r *http.Request) {
 	if asked := strings.Fields(form.Get("scope")); len(asked) > 0 {
 		scopes = slices.DeleteFunc(asked, func(s string) bool { return !slices.Contains(g.scopes, s) })
 	}
-	access := a.mintLocked(g, scopes)
-	answer["access_token"] = access
-	if life := a.access[access].expires; !a.knobs.NoExpiry {
-		answer["expires_in"] = int(life.Sub(a.nowLocked()).Seconds())
+	if answer["access_token"] == nil {
+		access := a.mintLocked(g, scopes)
+		answer["access_token"] = access
+		if life := a.access[access].expires; !a.knobs.NoExpiry {
+			answer["expires_in"] = int(life.Sub(a.nowLocked()).Seconds())
+		}
 	}
 	if len(scopes) > 0 {
 		answer["scope"] = strings.Join(scopes, " ")
 	}
-	if isCode := form.Has("code"); !a.knobs.NoRefresh && (isCode || !a.knobs.NoRotation) {
+	if isCode := form.Has("code"); !a.knobs.NoRefresh && (isCode || form.Has("refresh_token") && !a.knobs.NoRotation) {
 		refresh := "canary-rt-" + rand.Text()
 		a.secret(refresh)
 		a.refresh[refresh] = &asRefresh{asGrant: g}
 		answer["refresh_token"] = refresh
 	}
-	if a.knobs.IDToken != nil {
+	if a.knobs.IDToken != nil && (form.Has("code") || form.Has("refresh_token")) {
 		answer["id_token"] = a.idTokenLocked(g)
 	}
 	w.Header().Set("Cache-Control", "no-store")
@@ -678,19 +717,14 @@ func (a *AS) mintLocked(g *asGrant, scopes []string) string {
 	return token
 }
 
-// idTokenLocked makes an ID token whose signature nobody can check.
+// idTokenLocked makes an ID token.
 func (a *AS) idTokenLocked(g *asGrant) string {
 	claims := map[string]any{
-		"iss": a.base + a.path, "sub": g.subject, "aud": g.client,
+		"iss": a.base + a.path, "sub": g.subject, "aud": g.client, "jti": rand.Text(),
 		"iat": a.nowLocked().Unix(), "exp": a.nowLocked().Add(time.Hour).Unix(),
 	}
 	override(claims, a.knobs.IDToken)
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		panic(err) // the test put something into IDToken that is no JSON
-	}
-	encode := base64.RawURLEncoding.EncodeToString
-	token := encode([]byte(`{"alg":"RS256","typ":"JWT"}`)) + "." + encode(payload) + "." + encode([]byte("canary-id-"+rand.Text()))
+	token := signJWT(claims, "JWT")
 	a.secret(token)
 	return token
 }

@@ -18,6 +18,7 @@ const (
 	EndpointAuthorize = "authorize" // RFC 6749, section 3.1
 	EndpointToken     = "token"     // RFC 6749, section 3.2
 	EndpointRevoke    = "revoke"    // RFC 7009
+	EndpointKeys      = "keys"      // jwks_uri
 	EndpointMCP       = "mcp"       // of a Remote
 	EndpointOther     = "other"     // whatever else was asked for
 )

@@ -1,6 +1,7 @@
 package authtest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -36,7 +37,8 @@ const (
 
 // RemoteKnobs are the ways a [Remote] misbehaves; the zero value behaves.
 type RemoteKnobs struct {
-	Open bool // no token is asked for
+	Open     bool   // no token is asked for
+	Audience string // that tokens must be for; "": the URL
 
 	// The challenge.
 	Challenge      string              // WWW-Authenticate of a 401, verbatim; "-": none; "": as it should be
@@ -409,7 +411,7 @@ func (r *Remote) authorize(w http.ResponseWriter, req *http.Request, k RemoteKno
 	}
 	token := bearer(req.Header)
 	info, ok := r.cfg.AS.Valid(token)
-	if !ok || info.Audience != r.URL {
+	if audience := cmp.Or(k.Audience, r.URL); !ok || info.Audience != audience {
 		var more []string
 		// RFC 6750, section 3.1: without any token there "SHOULD NOT" be an error.
 		if token != "" {

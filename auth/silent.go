@@ -1,0 +1,511 @@
+package auth
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"gatehouse/auth/endpoint"
+	"gatehouse/auth/guard"
+	"gatehouse/exchange"
+)
+
+// Ways of signing in to a remote, as the config names them.
+const (
+	TypeOAuth    = "oauth"             // the user's own sign-in at its authorization server
+	TypeForward  = "forward"           // the token of the user's login at the gateway, as it is
+	TypeExchange = "exchange"          // a token exchanged for that one (RFC 8693)
+	TypeIDJAG    = "idJag"             // an identity assertion of the provider, for that one
+	TypeMachine  = "clientCredentials" // the gateway's own credentials
+)
+
+// DefaultScopes are asked for at an OpenID provider unless the config says
+// otherwise.
+var DefaultScopes = []string{"openid", "profile", "email", "groups"}
+
+// silent gets tokens for one remote without a person: by the gateway's own
+// credentials, or by what the user's login at the gateway is good for. Tokens
+// are kept by the exchanger; what is kept here is where they come from.
+type silent struct {
+	b *Broker
+	r *Remote
+
+	turn chan struct{} // held by the one who looks for the target
+
+	mu       sync.Mutex // guards what follows; never held over the network
+	found    *found     // nil: not looked for yet
+	troubles map[Principal]trouble
+	forced   map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
+}
+
+// found is where a remote's tokens come from.
+type found struct {
+	target *exchange.Target
+	issuer string // for display
+}
+
+type trouble struct {
+	err *Error
+	at  time.Time
+}
+
+func newSilent(b *Broker, r *Remote) *silent {
+	return &silent{b: b, r: r, turn: make(chan struct{}, 1), troubles: map[Principal]trouble{}, forced: map[Principal]time.Time{}}
+}
+
+// browser reports whether tokens for the remote come of a person's visit to its
+// authorization server.
+func (r *Remote) browser() bool { return r.Type == "" || r.Type == TypeOAuth }
+
+// asks reports whether the remote has to be asked where its tokens come from.
+func (s *silent) asks() bool {
+	return s.r.Type == TypeIDJAG || s.r.Type == TypeMachine && s.r.TokenEndpoint == ""
+}
+
+// token is [Authorizer.Token].
+func (s *silent) token(ctx context.Context, p Principal) (*oauth2.Token, error) {
+	var f *found
+	if s.r.Type != TypeForward {
+		if f = s.known(); f == nil && s.asks() {
+			return nil, nil // its challenge tells
+		}
+	}
+	token, err := s.fetch(ctx, p, f, challenge{})
+	if errors.Is(err, ErrSignInNeeded) {
+		return nil, nil
+	}
+	return token, err
+}
+
+// renew is [Authorizer.Renew], and all of [Authorizer.Challenge] that needs no
+// person.
+func (s *silent) renew(ctx context.Context, p Principal, resp *http.Response) error {
+	sent := sentToken(resp)
+	if s.r.Type == TypeForward {
+		return s.forwardAnew(ctx, p, sent)
+	}
+	ch := parseChallenge(resp.Header)
+	f := s.known()
+	if f == nil || s.asks() {
+		// Its authorization server may be another one by now.
+		var err error
+		if f, err = s.find(ctx, ch); err != nil {
+			return s.failed(p, err)
+		}
+	}
+	return s.another(ctx, p, f, sent)
+}
+
+// another gets another token than the one that was sent.
+func (s *silent) another(ctx context.Context, p Principal, f *found, sent string) error {
+	if sent != "" {
+		subject, err := s.b.knownSubject(ctx, p, s.r)
+		if err != nil {
+			return err
+		}
+		if !s.b.exchanger.Reject(subject, f.target, sent) {
+			return s.failed(p, s.unwanted())
+		}
+	}
+	token, err := s.fetch(ctx, p, f, challenge{})
+	switch {
+	case err != nil:
+		return err
+	case token.AccessToken == sent:
+		return s.failed(p, s.unwanted())
+	}
+	return nil
+}
+
+// unwanted: a new token is no better than the last.
+func (s *silent) unwanted() *Error {
+	say := "it does not accept the token that the identity provider issued for it: ask its operator which audience and scopes it expects"
+	switch s.r.Type {
+	case TypeMachine:
+		say = "it does not accept the token that its authorization server issued to the gateway: ask its operator whether the gateway's client may use it"
+	case TypeForward:
+		say = "it does not accept the token of your login at the gateway: ask its operator whether it trusts that provider and audience"
+	}
+	return &Error{Kind: KindToken, Remote: s.r.Name, Say: say}
+}
+
+// stepUp answers a 403 insufficient_scope: with the scopes that it names, where
+// the config leaves them to the remote.
+func (s *silent) stepUp(ctx context.Context, p Principal, resp *http.Response) error {
+	ch := parseChallenge(resp.Header)
+	forbidden := &Error{Kind: KindForbidden, Remote: s.r.Name, Say: "it forbids this to the account that the gateway signs in with"}
+	f := s.known()
+	if ch.Error != "insufficient_scope" || !s.asks() || f == nil || len(s.r.Scopes) > 0 || containsAll(f.target.Scopes, ch.Scope) {
+		return forbidden
+	}
+	ch.Scope = unionScopes(f.target.Scopes, ch.Scope)
+	f, err := s.find(ctx, ch)
+	if err != nil {
+		return s.failed(p, err)
+	}
+	return s.another(ctx, p, f, sentToken(resp))
+}
+
+func (s *silent) known() *found {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.found
+}
+
+// fetch returns a token of the principal, or [ErrSignInNeeded] if it takes a
+// login at the gateway that is not there.
+func (s *silent) fetch(ctx context.Context, p Principal, f *found, ch challenge) (*oauth2.Token, error) {
+	if s.r.Type == TypeForward {
+		return s.forward(ctx, p)
+	}
+	if f == nil {
+		var err error
+		if f, err = s.find(ctx, ch); err != nil {
+			return nil, s.failed(p, err)
+		}
+	}
+	subject, err := s.b.knownSubject(ctx, p, s.r)
+	if err != nil {
+		return nil, s.failed(p, err)
+	}
+	// While a token is kept, nobody waits for the login to be renewed, which the
+	// provider may be too far away for.
+	if s.b.exchanger.Kept(subject, f.target) == nil {
+		if subject, err = s.b.freshSubject(ctx, p, s.r); err != nil {
+			return nil, s.failed(p, err)
+		}
+	}
+	token, err := s.b.exchanger.Token(ctx, subject, f.target)
+	if err != nil {
+		return nil, s.failed(p, s.explain(err))
+	}
+	s.worked(p)
+	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
+}
+
+// worked forgets what failed.
+func (s *silent) worked(p Principal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.troubles, p)
+}
+
+// failed keeps what failed for Status.
+func (s *silent) failed(p Principal, err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.troubles[p] = trouble{e, s.b.now()}
+	}
+	return err
+}
+
+// forget drops what is kept of a principal that is gone.
+func (s *silent) forget(p Principal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.troubles, p)
+	delete(s.forced, p)
+}
+
+// explain words a failure of the exchanger.
+func (s *silent) explain(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	fail := func(kind Kind, say string) error { return &Error{Kind: kind, Remote: s.r.Name, Say: say, Err: err} }
+	server := "its authorization server"
+	if _, then := errors.AsType[*exchange.ThenError](err); !then && s.r.Type != TypeMachine {
+		server = "the identity provider"
+	}
+	switch {
+	case errors.Is(err, exchange.ErrCleared):
+		return ErrSignInNeeded
+	case errors.Is(err, exchange.ErrIssuer):
+		return fail(KindToken, "the token that "+server+" issued is from another issuer than the one expected: set the remote's auth.expectedIssuer if that issuer is right")
+	case errors.Is(err, exchange.ErrNoIssuer):
+		return fail(KindToken, "the token that "+server+" issued does not tell its issuer, and the expected issuer's metadata does not name the token endpoint: ask for JWT access tokens there, or correct the remote's auth.expectedIssuer or auth.issuer")
+	case errors.Is(err, exchange.ErrAudience):
+		return fail(KindToken, "the token that "+server+" issued is for another audience than the configured one: ask its operator to allow that audience to the gateway's client, or correct the remote's auth.audience")
+	case errors.Is(err, exchange.ErrTokenType):
+		return fail(KindToken, server+" issued another type of token than the one asked for: set the remote's auth.requestedTokenType to what it supports")
+	case errors.Is(err, exchange.ErrExpired):
+		return fail(KindToken, "the token that "+server+" issued has expired already: compare its clock with the gateway's")
+	case errors.Is(err, exchange.ErrSubject):
+		return fail(KindToken, "the gateway's identity has expired: whatever writes gateway.auth.idTokenFile has to renew it")
+	}
+	e, ok := errors.AsType[*endpoint.Error](err)
+	switch {
+	case !ok:
+		return asError(s.r.Name, err)
+	case errors.Is(err, guard.ErrBlocked):
+		return fail(KindUnavailable, "the token endpoint of "+server+" is at an address that the gateway may not reach: list it in the remote's allowAddresses if it is meant to be there")
+	case endedHandshake(err):
+		return fail(KindUnavailable, "the token endpoint of "+server+" ended the TLS handshake, as it does without a client certificate that it accepts: set cert and key in the remote's auth.tls, or renew them")
+	case e.Code == "invalid_client" || e.Code == "unauthorized_client":
+		return fail(KindToken, server+" refuses the gateway's client ("+e.Code+"): check its id, its credentials and what it is allowed in the config and there")
+	case e.Code != "" && e.Refused():
+		return fail(KindToken, server+" does not issue a token for it ("+e.Code+"): ask its operator whether the gateway's client and you may have one")
+	}
+	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
+}
+
+// endedHandshake reports whether a server answered with a TLS alert, as one
+// does that wants a client certificate. Which alert it was has no type.
+func endedHandshake(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
+}
+
+// find looks for where the remote's tokens come from, as its challenge says.
+// One looks at a time; who waited takes what was found meanwhile if it serves.
+func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
+	was := s.known()
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if now := s.known(); now != was && now != nil && (len(s.r.Scopes) > 0 || containsAll(now.target.Scopes, ch.Scope)) {
+		return now, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	f, err := s.look(ctx, ch, nil)
+	if err != nil {
+		return nil, asError(s.r.Name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found = f
+	return f, nil
+}
+
+// look is a find without its memory; step hears of what was tried.
+func (s *silent) look(ctx context.Context, ch challenge, step func(Step)) (*found, error) {
+	switch s.r.Type {
+	case TypeMachine:
+		return s.machine(ctx, ch, step)
+	case TypeIDJAG:
+		return s.assertion(ctx, ch, step)
+	}
+	return s.exchange(ctx, step)
+}
+
+// scopes are what the config, the challenge or the remote's document asks for,
+// in this order (MCP authorization, scope selection).
+func (s *silent) scopes(ch challenge, d *discovered) []string {
+	switch {
+	case len(s.r.Scopes) > 0:
+		return s.r.Scopes
+	case len(ch.Scope) > 0:
+		return unionScopes(ch.Scope)
+	}
+	return d.ScopesSupported
+}
+
+// client returns the gateway's client at the remote's own authorization server.
+func (s *silent) client(issuer string, methods []string) (endpoint.Client, error) {
+	c := endpoint.Client{ID: s.r.ClientID, Secret: s.r.ClientSecret, Key: s.r.Key, Method: s.r.TokenEndpointAuthMethod, Audience: issuer}
+	if c.Method == "" && c.Key == nil && !c.Secret.IsEmpty() {
+		if c.Method = secretMethod(methods); c.Method == "" {
+			return c, &Error{Kind: KindRegistration, Remote: s.r.Name,
+				Say: "its authorization server lists no way of authenticating with a client secret: set auth.privateKeyFile, or auth.tokenEndpointAuthMethod if the secret is right"}
+		}
+	}
+	return c, nil
+}
+
+// machine finds where the gateway's own credentials are good. MCP client
+// credentials extension: the same discovery as for a user, and the resource
+// parameter.
+func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*found, error) {
+	t := &exchange.Target{Remote: s.r.Name, Kind: exchange.Machine, Audience: s.r.Audience}
+	d := &discovered{Issuer: s.r.ExpectedIssuer, TokenEndpoint: s.r.TokenEndpoint, Resource: canonicalResource(s.r.URL)}
+	if s.r.TokenEndpoint == "" {
+		var err error
+		if d, err = s.b.discoverer.discover(ctx, s.r, ch, step); err != nil {
+			return nil, err
+		}
+	} else if d.Issuer == "" {
+		d.Issuer = derivedIssuer(d.TokenEndpoint)
+	}
+	c, err := s.client(d.Issuer, d.AuthMethods)
+	if err != nil {
+		return nil, err
+	}
+	t.Resource = cmp.Or(s.r.Resource, d.Resource)
+	t.Scopes = s.scopes(ch, d)
+	t.Server = exchange.Server{Endpoint: d.TokenEndpoint, Client: c, HTTP: s.r.tokenHTTP(),
+		// Without a word in the config the metadata's endpoint decides who issues.
+		Issuer: s.r.ExpectedIssuer, Pinned: s.r.TokenEndpoint == "" && d.Issuer == s.r.ExpectedIssuer}
+	return &found{t, d.Issuer}, nil
+}
+
+func (r *Remote) tokenHTTP() *guard.Client {
+	if r.TokenHTTP != nil {
+		return r.TokenHTTP
+	}
+	return r.HTTP
+}
+
+// derivedIssuer is the issuer that a token endpoint of the common form is of.
+func derivedIssuer(tokenEndpoint string) string {
+	base, _, _ := strings.Cut(tokenEndpoint, "?")
+	for _, suffix := range []string{"/protocol/openid-connect/token", "/oauth2/v1/token", "/v1/token", "/oauth2/token", "/oauth/v2/token", "/oauth/token", "/token"} {
+		if issuer, ok := strings.CutSuffix(base, suffix); ok && origin(issuer) != "://" {
+			return issuer
+		}
+	}
+	return strings.TrimSuffix(base, "/")
+}
+
+// exchange finds where a token for the remote is exchanged: at the configured
+// endpoint, at that of the configured issuer, or at the gateway's own provider.
+func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) {
+	t := &exchange.Target{
+		Remote: s.r.Name, Kind: exchange.Exchange, Audience: s.r.Audience, Resource: s.r.Resource,
+		ConnectorID: s.r.ConnectorID, Requested: s.r.RequestedTokenType, Scopes: s.r.Scopes,
+		Server: exchange.Server{Endpoint: s.r.TokenEndpoint, Issuer: s.r.ExpectedIssuer, HTTP: s.r.tokenHTTP()},
+	}
+	if len(t.Scopes) == 0 {
+		t.Scopes = DefaultScopes
+	}
+	at := s.r.Issuer
+	if at == "" && s.r.TokenEndpoint == "" {
+		at = s.b.login.Issuer
+	}
+	if at == "" {
+		t.Server.Issuer = cmp.Or(t.Server.Issuer, derivedIssuer(t.Server.Endpoint))
+		t.Server.Pinned = s.pinned(ctx, t.Server.Issuer, t.Server.Endpoint)
+		c, err := s.exchanger(t.Server.Issuer, nil)
+		t.Server.Client = c
+		return &found{t, t.Server.Issuer}, err
+	}
+	meta, err := s.b.discoverer.issuer(ctx, s.r, at, step)
+	if err != nil {
+		return nil, err
+	}
+	t.Server.Endpoint = cmp.Or(s.r.TokenEndpoint, meta.TokenEndpoint.value)
+	t.Server.Issuer = cmp.Or(s.r.ExpectedIssuer, at)
+	t.Server.Pinned = t.Server.Issuer == at && t.Server.Endpoint == meta.TokenEndpoint.value
+	t.Server.Client, err = s.exchanger(at, meta.AuthMethods.value)
+	return &found{t, t.Server.Issuer}, err
+}
+
+// exchanger is the gateway's client where tokens are exchanged: the remote's own
+// if it has one, else that of the login.
+func (s *silent) exchanger(issuer string, methods []string) (endpoint.Client, error) {
+	if s.r.ClientID != "" {
+		return s.client(issuer, methods)
+	}
+	return s.b.loginClient(methods), nil
+}
+
+// pinned reports whether an issuer's own metadata names the endpoint. That
+// nobody can tell is a no.
+func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool {
+	meta, err := s.b.discoverer.issuer(ctx, s.r, issuer, nil)
+	return err == nil && meta.TokenEndpoint.value == tokenEndpoint
+}
+
+// assertion finds both servers of an ID-JAG: the gateway's provider, and the
+// remote's own authorization server by its challenge.
+func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (*found, error) {
+	d, err := s.b.discoverer.discover(ctx, s.r, ch, step)
+	if err != nil {
+		return nil, err
+	}
+	login, err := s.b.discoverer.issuer(ctx, s.b.login, s.b.login.Issuer, step)
+	if err != nil {
+		return nil, err
+	}
+	there, err := s.client(d.Issuer, d.AuthMethods)
+	if err != nil {
+		return nil, err
+	}
+	return &found{&exchange.Target{
+		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: s.scopes(ch, d),
+		// Enterprise-managed authorization: audience is "the issuer identifier of
+		// the resource authorization server", resource that of the MCP server.
+		Audience: cmp.Or(s.r.Audience, d.Issuer), Resource: cmp.Or(s.r.Resource, d.Resource),
+		Server: exchange.Server{
+			Endpoint: login.TokenEndpoint.value, Issuer: s.b.login.Issuer, Pinned: true,
+			Client: s.b.loginClient(login.AuthMethods.value), HTTP: s.b.login.tokenHTTP(),
+		},
+		Then: exchange.Server{Endpoint: d.TokenEndpoint, Client: there, HTTP: s.r.tokenHTTP()},
+	}, d.Issuer}, nil
+}
+
+// status is [Broker.Status].
+func (s *silent) status(ctx context.Context, p Principal) Status {
+	var out Status
+	f := s.known()
+	if f != nil {
+		out.Issuer, out.Scopes = f.issuer, slices.Clone(f.target.Scopes)
+	}
+	subject, err := s.b.knownSubject(ctx, p, s.r)
+	if err == nil && f != nil {
+		if token := s.b.exchanger.Kept(subject, f.target); token != nil {
+			out.SignedIn, out.Refreshable, out.Expires = true, true, token.Expires
+		}
+	}
+	if s.r.Type != TypeMachine {
+		login := s.b.loginStatus(ctx, p)
+		out.SignedIn = out.SignedIn || login.SignedIn
+		out.Account, out.Refreshable, out.Pending = login.Account, login.Refreshable, login.Pending
+		if s.r.Type == TypeForward {
+			out.Issuer, out.Scopes, out.Expires = login.Issuer, login.Scopes, login.Expires
+		}
+		out.LastError, out.LastErrorAt = login.LastError, login.LastErrorAt
+		if out.Pending != nil {
+			out.Pending.Remote = s.r.Name
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t, ok := s.troubles[p]; ok {
+		out.LastError, out.LastErrorAt = t.err, t.at
+	}
+	return out
+}
+
+// inspect is [Broker.Inspect].
+func (s *silent) inspect(ctx context.Context, ch challenge, step func(Step)) error {
+	if s.r.Type == TypeForward {
+		step(Step{What: "forwarding the login at the gateway", URL: s.b.login.Issuer, OK: true, Note: "with the audience " + s.r.Audience})
+		return nil
+	}
+	f, err := s.look(ctx, ch, step)
+	if err != nil {
+		return asError(s.r.Name, err)
+	}
+	note := "no issuer is expected of its tokens"
+	switch {
+	case f.target.Server.Issuer != "" && f.target.Server.Pinned:
+		note = "its tokens must be from " + f.target.Server.Issuer + ", whose metadata names this endpoint"
+	case f.target.Server.Issuer != "":
+		note = "its tokens must say that they are from " + f.target.Server.Issuer
+	}
+	step(Step{What: "token endpoint", URL: withoutQuery(f.target.Server.Endpoint), OK: true, Note: note})
+	if s.r.Type != TypeMachine {
+		return nil
+	}
+	// Only here is there nobody else to ask.
+	if _, err := s.b.exchanger.Token(ctx, exchange.Subject{}, f.target); err != nil {
+		err = s.explain(err)
+		step(Step{What: "token for the gateway itself", Note: err.Error()})
+		return err
+	}
+	step(Step{What: "token for the gateway itself", OK: true})
+	return nil
+}

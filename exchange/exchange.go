@@ -1,0 +1,346 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"gatehouse/auth/endpoint"
+	"gatehouse/auth/secret"
+)
+
+const (
+	defaultMax = 10_000
+
+	exchangeTime = 30 * time.Second // of one exchange with all its requests, queueing included
+
+	// atOnce bounds the requests in flight towards one endpoint, so that a server
+	// that comes back after an outage meets a queue and not a crowd.
+	atOnce = 16
+
+	// After a failed exchange the next one for the same waits, this at first.
+	retryPause    = time.Second
+	retryPauseMax = 30 * time.Second
+
+	// rejectedAgain is how long after an exchange that a rejection caused another
+	// rejection means that exchanging does not help.
+	rejectedAgain = time.Minute
+)
+
+var (
+	// ErrSubject: the subject's token has expired, so nothing can be had for it.
+	ErrSubject = errors.New("the subject token has expired")
+	// ErrCleared: what was being fetched has been signed out of meanwhile.
+	ErrCleared = errors.New("signed out meanwhile")
+)
+
+// errClosed ends what is asked of an exchanger after Close.
+var errClosed = fmt.Errorf("exchange: closed: %w", context.Canceled)
+
+// Config is what an [Exchanger] is built from.
+type Config struct {
+	Max int              // tokens kept at once; 0: 10,000
+	Log *slog.Logger     // required
+	Now func() time.Time // nil: time.Now
+}
+
+// Token is what came of an exchange.
+type Token struct {
+	Access  secret.Text
+	Expires time.Time
+	Issued  string // issued_token_type, empty if the server did not say
+}
+
+// Stats are counted since the start, but Size.
+type Stats struct {
+	Hits, Misses, Evictions uint64
+	Size, Max               int
+}
+
+// Exchanger gets tokens and keeps them. Make one with [New] and end it with
+// [Exchanger.Close].
+type Exchanger struct {
+	log *slog.Logger
+	now func() time.Time
+
+	ctx    context.Context // of the exchanges: others may wait for what one caller began
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu           sync.Mutex // guards what follows; never held over the network
+	closed       bool       // no more work is added to wg
+	cache        *cache
+	flights      map[key]*flight
+	slots        map[string]chan struct{} // by endpoint
+	hits, misses uint64
+}
+
+// flight is one exchange that everybody who needs it waits for.
+type flight struct {
+	subject Subject
+	remote  string
+	cleared bool // its outcome is nobody's; guarded by Exchanger.mu
+	done    chan struct{}
+	token   *Token // set before done is closed, like err
+	err     error
+}
+
+// New makes an exchanger.
+func New(c Config) *Exchanger {
+	if c.Max == 0 {
+		c.Max = defaultMax
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	x := &Exchanger{
+		log: c.Log, now: c.Now, cache: newCache(c.Max),
+		flights: map[key]*flight{}, slots: map[string]chan struct{}{},
+	}
+	x.ctx, x.cancel = context.WithCancel(context.Background())
+	return x
+}
+
+// Close ends the exchanges that are under way and waits for them. A second call
+// does nothing.
+func (x *Exchanger) Close() {
+	x.mu.Lock()
+	x.closed = true
+	x.mu.Unlock()
+	x.cancel()
+	x.wg.Wait()
+}
+
+// Token returns a token of the subject for the target: one that is kept, or a
+// new one. A kept one serves for as long as it lives, also if the subject's own
+// token has expired meanwhile or its server is away; near its end another one is
+// fetched beside it. Failures are [*endpoint.Error]s or the errors of this
+// package; the caller's context ends the waiting and nothing else.
+func (x *Exchanger) Token(ctx context.Context, s Subject, t *Target) (*Token, error) {
+	f, token, err := x.look(s, t)
+	if f == nil {
+		return token, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-f.done:
+		return f.token, f.err
+	}
+}
+
+// look returns the kept token, or the exchange to wait for, or why there is
+// neither.
+func (x *Exchanger) look(s Subject, t *Target) (*flight, *Token, error) {
+	k := keyOf(s, t)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := x.now()
+	e := x.cache.get(k, now)
+	if e != nil && e.valid(now) {
+		x.hits++
+		x.log.Debug("token from the cache", "remote", t.Remote, "kind", t.Kind, "issued_type", e.token.Issued)
+		if !now.Before(e.renewAt) && !now.Before(e.retryAt) && !s.expired(now) {
+			x.startLocked(k, s, t)
+		}
+		return nil, e.token, nil
+	}
+	x.misses++
+	switch f := x.flights[k]; {
+	case f != nil:
+		return f, nil, nil
+	case e != nil && now.Before(e.retryAt):
+		return nil, nil, e.err // it failed a moment ago
+	case s.expired(now):
+		return nil, nil, ErrSubject
+	}
+	f := x.startLocked(k, s, t)
+	if f == nil {
+		return nil, nil, errClosed
+	}
+	return f, nil, nil
+}
+
+// Kept returns the token that is kept for the subject, nil if there is none. It
+// fetches nothing.
+func (x *Exchanger) Kept(s Subject, t *Target) *Token {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := x.now()
+	if e := x.cache.get(keyOf(s, t), now); e != nil && e.valid(now) {
+		return e.token
+	}
+	return nil
+}
+
+func (s Subject) expired(now time.Time) bool { return !s.Expires.IsZero() && !now.Before(s.Expires) }
+
+// startLocked begins an exchange; nil if the exchanger is closed or one is under
+// way. x.mu is held.
+func (x *Exchanger) startLocked(k key, s Subject, t *Target) *flight {
+	if x.closed || x.flights[k] != nil {
+		return nil
+	}
+	f := &flight{subject: s, remote: t.Remote, done: make(chan struct{})}
+	x.flights[k] = f
+	slot := x.slots[t.Server.Endpoint]
+	if slot == nil {
+		slot = make(chan struct{}, atOnce)
+		x.slots[t.Server.Endpoint] = slot
+	}
+	x.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(x.ctx, exchangeTime)
+		defer cancel()
+		token, err := x.run(ctx, slot, s, t)
+		x.finish(k, f, token, err)
+	})
+	return f
+}
+
+// finish keeps what came of an exchange and tells those who wait.
+func (x *Exchanger) finish(k key, f *flight, token *Token, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	defer close(f.done)
+	if f.cleared {
+		f.err = ErrCleared
+		return
+	}
+	delete(x.flights, k)
+	f.token, f.err = token, err
+	if errors.Is(err, context.Canceled) {
+		return // our own doing
+	}
+	now := x.now()
+	e := x.cache.put(k, f.subject, f.remote, now)
+	if e.err = err; err != nil {
+		e.retryAt = now.Add(min(retryPause<<min(e.fails, 10), retryPauseMax))
+		e.fails++
+		return
+	}
+	e.token, e.issued, e.fails, e.retryAt = token, now, 0, time.Time{}
+	// Early enough that nobody waits, and late enough to be worth it.
+	e.renewAt = token.Expires.Add(-min(token.Expires.Sub(now)/5, time.Minute))
+}
+
+// Reject says that the remote does not accept a token. It reports whether
+// another one is worth a try: the first time it is forgotten, and the next
+// [Exchanger.Token] exchanges anew; a rejection soon after that changes nothing.
+func (x *Exchanger) Reject(s Subject, t *Target, token string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := x.now()
+	e := x.cache.get(keyOf(s, t), now)
+	switch {
+	case e == nil || e.token == nil || e.token.Access.Value() != token:
+		return true // it is not what Token would give
+	case now.Before(e.rejectedAt.Add(rejectedAgain)):
+		return false
+	}
+	e.rejectedAt, e.token = now, nil
+	x.log.Info("the remote rejected a token: another one is fetched", "remote", t.Remote, "kind", t.Kind)
+	return true
+}
+
+// Clear forgets what is kept for a subject at a remote; at all remotes if it is
+// empty. Exchanges that are under way for it end with [ErrCleared].
+func (x *Exchanger) Clear(issuer, subject, remote string) {
+	match := func(s Subject, r string) bool {
+		return s.Issuer == issuer && s.ID == subject && (remote == "" || r == remote)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.cache.clear(match)
+	for k, f := range x.flights {
+		if match(f.subject, f.remote) {
+			f.cleared = true
+			delete(x.flights, k)
+		}
+	}
+}
+
+// Stats returns how the cache does.
+func (x *Exchanger) Stats() Stats {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.cache.sweep(x.now())
+	return Stats{Hits: x.hits, Misses: x.misses, Evictions: x.cache.evicted, Size: len(x.cache.entries), Max: x.cache.max}
+}
+
+// run makes the requests.
+func (x *Exchanger) run(ctx context.Context, slot chan struct{}, s Subject, t *Target) (*Token, error) {
+	log := x.log.With("remote", t.Remote, "kind", t.Kind)
+	select {
+	case slot <- struct{}{}:
+		defer func() { <-slot }()
+	case <-ctx.Done():
+		return nil, &endpoint.Error{What: "waiting for other exchanges", Err: ctx.Err()}
+	}
+	started := x.now()
+	token, err := x.request(ctx, s, t)
+	took := x.now().Sub(started)
+	if err != nil {
+		log.Warn("no token could be fetched", "duration", took, "error", err)
+		return nil, err
+	}
+	log.Info("token fetched", "duration", took, "issued_type", token.Issued, "expires", token.Expires)
+	return token, nil
+}
+
+func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, error) {
+	answer, err := endpoint.Token(ctx, t.Server.HTTP.Fetch(), t.Server.Endpoint, t.Server.Client, t.form(s))
+	if err != nil {
+		return nil, err
+	}
+	requested := t.requested()
+	expires, err := t.Server.check(answer, requested, t.audiences(), x.now())
+	if err != nil || t.Kind != IDJAG {
+		return &Token{Access: answer.Access, Expires: expires, Issued: answer.IssuedType}, err
+	}
+	// RFC 7523 section 2.1, at the server that the assertion is for.
+	form := url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:jwt-bearer"},
+		"assertion":  {answer.Access.Value()},
+	}
+	if t.Resource != "" {
+		form.Set("resource", t.Resource)
+	}
+	if scopes := t.scopes(); len(scopes) > 0 {
+		form.Set("scope", strings.Join(scopes, " "))
+	}
+	if answer, err = endpoint.Token(ctx, t.Then.HTTP.Fetch(), t.Then.Endpoint, t.Then.Client, form); err != nil {
+		return nil, &ThenError{err}
+	}
+	expires, err = t.Then.check(answer, TypeAccessToken, nil, x.now())
+	if err != nil {
+		return nil, &ThenError{err}
+	}
+	return &Token{Access: answer.Access, Expires: expires, Issued: answer.IssuedType}, nil
+}
+
+// audiences are whom the answer of the first server may be for.
+func (t *Target) audiences() []string {
+	var out []string
+	if t.Audience != "" {
+		out = append(out, t.Audience)
+	}
+	// A machine's resource is what its remote publishes, and servers that do not
+	// know the parameter put something else into aud; an exchange's comes from the
+	// config.
+	if t.Resource != "" && t.Kind == Exchange {
+		out = append(out, t.Resource)
+	}
+	return out
+}
+
+// ThenError is a failure at the second server of an ID-JAG.
+type ThenError struct{ Err error }
+
+func (e *ThenError) Error() string { return "at the remote's authorization server: " + e.Err.Error() }
+
+func (e *ThenError) Unwrap() error { return e.Err }

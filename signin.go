@@ -1,0 +1,165 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"gatehouse/auth"
+	"gatehouse/auth/endpoint"
+	"gatehouse/auth/guard"
+	"gatehouse/auth/secret"
+	"gatehouse/exchange"
+	"gatehouse/gateway"
+)
+
+// remoteSignIn is how one signs in to a remote, as auth needs it.
+func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Clients) (*auth.Remote, error) {
+	a := &server.Auth
+	clientSecret, err := clientSecret(cfg, server)
+	if err != nil {
+		return nil, err
+	}
+	r := &auth.Remote{
+		Name: server.Name, URL: server.URL.String(), Type: a.Type,
+		Issuer: a.Issuer, ClientID: a.ClientID, ClientSecret: clientSecret,
+		TokenEndpointAuthMethod: a.TokenEndpointAuthMethod,
+		CallbackPath:            a.CallbackPath, Scopes: a.Scopes,
+		Audience: a.Audience, Resource: a.Resource, ExpectedIssuer: a.ExpectedIssuer, ConnectorID: a.ConnectorID,
+		SubjectTokenType: tokenTypes[a.SubjectTokenType], RequestedTokenType: tokenTypes[a.RequestedTokenType],
+	}
+	if a.PrivateKeyFile != "" {
+		data, err := gateway.ReadSecretFile(cfg.Path(a.PrivateKeyFile))
+		if err != nil {
+			return nil, err
+		}
+		if r.Key, err = endpoint.ParseKey([]byte(data.Value())); err != nil {
+			return nil, fmt.Errorf("auth.privateKeyFile holds %w", err)
+		}
+	}
+	if a.TokenEndpoint != nil {
+		config, err := tlsTowards(cfg, a.TLS)
+		if err != nil {
+			return nil, fmt.Errorf("auth.%w", err)
+		}
+		// The config names it, so it is meant to be where it is. The client
+		// certificate is for it alone.
+		r.TokenEndpoint = a.TokenEndpoint.String()
+		r.TokenHTTP = clients.Client(guard.Policy{
+			Allow: server.AllowAddresses, Loopback: isLoopback(a.TokenEndpoint.Hostname()), TLS: config, Host: a.TokenEndpoint.Host,
+		})
+	}
+	return r, nil
+}
+
+// tokenTypes are the config's words.
+var tokenTypes = map[string]string{
+	"idToken": exchange.TypeIDToken, "accessToken": exchange.TypeAccessToken, "jwt": exchange.TypeJWT,
+}
+
+// login is where users log in to the gateway; nil: nowhere.
+func login(cfg *gateway.Config, clients *guard.Clients) *auth.Login {
+	l := cfg.Gateway.Login
+	if l == nil {
+		return nil
+	}
+	out := &auth.Login{
+		Issuer: l.Issuer, ClientID: l.ClientID, ClientSecret: l.ClientSecret, Scopes: l.Scopes,
+		HTTP: clients.Client(guard.Policy{Allow: l.AllowAddresses, Loopback: isLoopback(hostOf(l.Issuer))}),
+	}
+	if l.IDTokenFile != "" {
+		out.IDTokenFile = cfg.Path(l.IDTokenFile)
+	}
+	return out
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, error) {
+	if file := server.Auth.ClientSecretFile; file != "" {
+		return gateway.ReadSecretFile(cfg.Path(file))
+	}
+	return server.Auth.ClientSecret, nil
+}
+
+// tlsTowards returns TLS settings of the config, nil for none. Their "ca" adds
+// to the system's roots and the gateway's.
+func tlsTowards(cfg *gateway.Config, t gateway.TLS) (*tls.Config, error) {
+	if t == (gateway.TLS{}) {
+		return nil, nil
+	}
+	out := &tls.Config{ServerName: t.ServerName, MinVersion: tls.VersionTLS12}
+	if t.CA != "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fmt.Errorf("reading the system's roots: %w", err)
+		}
+		for _, file := range []string{cfg.Gateway.CA, t.CA} {
+			if file == "" {
+				continue
+			}
+			pem, err := os.ReadFile(cfg.Path(file))
+			if err != nil {
+				return nil, fmt.Errorf("tls.ca: %w", err)
+			}
+			if !roots.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("tls.ca: %s holds no certificate in PEM form", file)
+			}
+		}
+		out.RootCAs = roots
+	}
+	if t.Cert != "" {
+		certificate := &clientCertificate{cert: cfg.Path(t.Cert), key: cfg.Path(t.Key)}
+		if _, err := certificate.current(); err != nil {
+			return nil, fmt.Errorf("tls.cert and tls.key: %w", err)
+		}
+		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate.current() }
+	}
+	return out, nil
+}
+
+// clientCertificate is a certificate in files that something else renews, as
+// short-lived ones are. If they cannot be read, no connection is made.
+type clientCertificate struct {
+	cert, key string
+
+	mu      sync.Mutex // guards what follows
+	changed [2]time.Time
+	known   *tls.Certificate
+}
+
+// current returns the certificate, read again if one of its files has changed.
+func (c *clientCertificate) current() (*tls.Certificate, error) {
+	var changed [2]time.Time
+	for i, file := range []string{c.cert, c.key} {
+		info, err := os.Stat(file)
+		if err != nil {
+			return nil, fmt.Errorf("looking for the client certificate: %w", err)
+		}
+		changed[i] = info.ModTime()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known != nil && changed == c.changed {
+		return c.known, nil
+	}
+	loaded, err := tls.LoadX509KeyPair(c.cert, c.key)
+	if err != nil {
+		if c.known != nil {
+			return c.known, nil // one of the two has been written, the other not yet
+		}
+		return nil, fmt.Errorf("reading the client certificate: %w", err)
+	}
+	c.known, c.changed = &loaded, changed
+	return c.known, nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gatehouse/auth/authtest"
+)
+
+// office is an organisation with one identity provider and a remote for each way
+// of using its logins.
+type office struct {
+	idp, crmAS       *authtest.AS
+	crm, files, wiki *authtest.Remote
+	gw               *process
+}
+
+// newOffice starts it all; settings are of gateway.auth, beside issuer and client.
+func newOffice(t *testing.T, settings string) *office {
+	t.Helper()
+	o := &office{idp: authtest.NewAS(t), crmAS: authtest.NewAS(t)}
+	// What the provider does: ID tokens, and exchanges with JWTs.
+	o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken, k.JWT = map[string]any{}, true })
+	o.files = authtest.NewRemote(t, authtest.RemoteConfig{AS: o.idp}) // exchanged
+	o.wiki = authtest.NewRemote(t, authtest.RemoteConfig{AS: o.idp})  // forwarded
+	o.crm = authtest.NewRemote(t, authtest.RemoteConfig{AS: o.crmAS}) // by an ID-JAG
+	o.files.Set(func(k *authtest.RemoteKnobs) { k.Audience = "files" })
+	o.wiki.Set(func(k *authtest.RemoteKnobs) { k.Audience = "gatehouse" })
+	o.crmAS.AddClient(authtest.OAuthClient{ID: "gw-at-crm", Secret: "canary-cs-crm-0001", Method: "client_secret_basic"})
+	config, err := json.Marshal(map[string]any{
+		"mcpServers": map[string]any{
+			"files": map[string]any{"url": o.files.URL, "auth": map[string]any{"type": "exchange", "audience": "files"}},
+			"wiki":  map[string]any{"url": o.wiki.URL, "auth": map[string]any{"type": "forward", "audience": "gatehouse"}},
+			"crm":   map[string]any{"url": o.crm.URL, "auth": map[string]any{"type": "idJag", "clientId": "gw-at-crm", "clientSecret": "canary-cs-crm-0001"}},
+		},
+		"gateway": map[string]any{"auth": json.RawMessage(fmt.Sprintf(`{"issuer": %q, "clientId": "gatehouse", %s}`, o.idp.Issuer(), settings))},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.gw = startServe(t, string(config))
+	base := strings.TrimSuffix(strings.TrimSuffix(o.gw.url, "/mcp"), "/")
+	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gateway-1", Method: "client_secret_basic", RedirectURIs: []string{base + "/oauth/callback"}})
+	return o
+}
+
+const loginSecret = `"clientSecret": "canary-cs-gateway-1"`
+
+// TestSingleSignOn: one login at the gateway, and each remote works, whichever
+// way it is signed in to; nobody clicks again.
+func TestSingleSignOn(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t, loginSecret)
+	client := authtest.Legacy(t, o.gw.url)
+	url := link(t, client.Call("files_echo", nil), "files")
+	if again := link(t, client.Call("crm_echo", nil), "crm"); again != url {
+		t.Errorf("two links for one login: %s and %s", url, again)
+	}
+	if s := status(t, client); s["wiki"].Status != "auth_required" || s["wiki"].AuthURL != url {
+		t.Errorf("status before: %+v", s["wiki"])
+	}
+	signIn(t, url)
+	for _, name := range []string{"files", "wiki", "crm"} {
+		echo(t, client, name+"_echo", name)
+		if who := authtest.Text(client.Call(name+"_whoami", nil)); who != "alice" {
+			t.Errorf("%s acts as %q", name, who)
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointAuthorize) + o.crmAS.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d sign-ins", n)
+	}
+	by := map[string]string{"files": "exchanged token", "wiki": "forwarded login", "crm": "identity assertion (ID-JAG)"}
+	for name, s := range status(t, client) {
+		if s.Status != "connected" || s.SignIn != "signed_in" || s.SignInBy != by[name] || s.LastError != "" {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	// The login asked for what the documentation says, at the provider, for no
+	// resource.
+	asked := o.idp.Requests(authtest.EndpointAuthorize)[0].Query
+	if asked.Get("scope") != "openid profile email groups" || asked.Has("resource") {
+		t.Errorf("the login asked for %v", asked)
+	}
+
+	// A rejected token is exchanged anew, once.
+	o.crmAS.ExpireAll()
+	echo(t, client, "crm_echo", "again")
+
+	// Another session is another user here, and has nothing of the first.
+	other := authtest.Legacy(t, o.gw.url)
+	if again := link(t, other.Call("files_echo", nil), "files"); again == url {
+		t.Error("one link for two users")
+	}
+
+	// Signed out, everything asks again.
+	if say := authtest.Text(client.Call("gateway_logout", map[string]any{"remote": "files"})); !strings.Contains(say, `"gateway"`) {
+		t.Errorf("signing out of one: %s", say)
+	}
+	echo(t, client, "files_echo", "by itself")
+	if say := authtest.Text(client.Call("gateway_logout", map[string]any{"all": true})); !strings.Contains(say, "your login at the gateway: signed out") {
+		t.Errorf("signing out: %s", say)
+	}
+	for _, name := range []string{"files", "wiki", "crm"} {
+		link(t, client.Call(name+"_echo", nil), name)
+	}
+	if access, refresh := o.idp.Live(); refresh != 0 {
+		t.Errorf("%d access and %d refresh tokens live on", access, refresh)
+	}
+}
+
+// TestWorkload: the identity in a file stands for everybody, and is read again
+// when it changes.
+func TestWorkload(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(token string) {
+		t.Helper()
+		if err := os.WriteFile(file+".new", []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("nonsense")
+	o := newOffice(t, fmt.Sprintf(`%s, "idTokenFile": %q`, loginSecret, file))
+	client := authtest.Legacy(t, o.gw.url)
+	if say := authtest.Text(client.Call("files_echo", nil)); !strings.Contains(say, "holds no ID token") || strings.Contains(say, "/connect/") {
+		t.Errorf("without a token in the file: %s", say)
+	}
+	write(o.idp.IDTokenFor("job-1", "gatehouse"))
+	for _, name := range []string{"files", "wiki", "crm"} {
+		echo(t, client, name+"_echo", name)
+	}
+	renewed := o.idp.IDTokenFor("job-1", "gatehouse")
+	write(renewed)
+	before := o.idp.Count(authtest.EndpointToken)
+	for _, name := range []string{"files", "wiki", "crm"} {
+		if who := authtest.Text(client.Call(name+"_whoami", nil)); who != "job-1" {
+			t.Errorf("%s acts as %q", name, who)
+		}
+	}
+	requests := o.idp.Requests(authtest.EndpointToken)[before:]
+	if len(requests) != 2 || requests[0].Form.Get("subject_token") != renewed || requests[1].Form.Get("subject_token") != renewed {
+		t.Errorf("%d exchanges, of what the file holds now", len(requests))
+	}
+	if n := o.idp.Count(authtest.EndpointAuthorize); n != 0 {
+		t.Errorf("%d people logged in", n)
+	}
+}
