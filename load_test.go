@@ -365,10 +365,10 @@ func startLoadGateway(t *testing.T, remote string) loadWay {
 	return loadWay{name: "gatehouse", url: gw.url, prefix: "r_", pid: gw.cmd.Process.Pid}
 }
 
-// TestLoad measures, with -load, and prints docs/performance.md's tables.
+// TestLoad measures, with -load and -v, and prints the tables of docs/performance.md.
 func TestLoad(t *testing.T) {
 	if *loadTime == 0 {
-		t.Skip("-load 2s measures")
+		t.Skip("-v -load 2s measures")
 	}
 	ctx := t.Context()
 	const rounds = 3
