@@ -425,7 +425,7 @@ func TestLoad(t *testing.T) {
 		}
 	}
 
-	const sessions = 2000
+	const sessions = 4000
 	remote := startLoadServer(t, "remote", legacyEra, "0")
 	way := startLoadGateway(t, remote.url)
 	hc := loadHTTP()
@@ -441,7 +441,7 @@ func TestLoad(t *testing.T) {
 			}
 		}
 	}
-	open(sessions) // until the heap has its size
+	open(1000) // until the heap has its size
 	before := resident(t, way.pid)
 	open(sessions)
 	fmt.Printf("\nResident memory of an idle session without a stream: %.1f KB\n", float64(resident(t, way.pid)-before)/sessions/1000)
