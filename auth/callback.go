@@ -190,7 +190,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 			Issuer: f.Frozen.Issuer, Resource: f.Frozen.Resource,
 			ClientID: f.ClientID, AuthMethod: f.AuthMethod,
 			TokenEndpoint: f.Frozen.TokenEndpoint, RevocationEndpoint: f.Frozen.RevocationEndpoint,
-			Requested: f.Scopes,
+			Requested: f.Scopes, Raised: f.Raised,
 		},
 		ClientSecret: f.ClientSecret,
 	}).receive(answer, now)

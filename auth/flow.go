@@ -43,6 +43,7 @@ type flowFacts struct {
 	RemoteURL string
 	Reason    Reason
 	Scopes    []string
+	Raised    map[string]int `json:",omitempty"` // as in the grant that this is for
 	Created   time.Time
 	Expires   time.Time // of the link
 	States    []stateRef
@@ -198,7 +199,7 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 	f := &flow{
 		flowFacts: flowFacts{
 			ID: rand.Text(), Principal: k.principal, Remote: k.remote, RemoteURL: r.URL,
-			Reason: w.reason, Scopes: scopes, Created: now, Expires: now.Add(flowLife),
+			Reason: w.reason, Scopes: scopes, Raised: w.raised, Created: now, Expires: now.Add(flowLife),
 			Frozen: *d, RedirectURI: reg.RedirectURI, ClientID: reg.ClientID, AuthMethod: reg.AuthMethod, Source: reg.Source,
 		},
 		ClientSecret: reg.ClientSecret,

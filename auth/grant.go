@@ -67,10 +67,11 @@ type grantFacts struct {
 
 	Requested []string
 	Granted   []string
-	Obtained  time.Time // the access token
-	RefreshAt time.Time // zero: never
-	Expires   time.Time // zero: the server did not say
-	Account   string    // for display
+	Raised    map[string]int `json:",omitempty"` // how often more was granted for an operation, by its hash
+	Obtained  time.Time      // the access token
+	RefreshAt time.Time      // zero: never
+	Expires   time.Time      // zero: the server did not say
+	Account   string         // for display
 
 	// Redeeming is when the refresh token was about to be sent, zero once what
 	// came of it is known. If nobody is at it any more, the answer is lost: the
