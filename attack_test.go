@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -363,6 +364,12 @@ func TestHostAndOrigin(t *testing.T) {
 		if got := post(t, gw.url, initialize, header); got.status != tt.want {
 			t.Errorf("Host %q, Origin %q: %d, want %d: %s", tt.host, tt.origin, got.status, tt.want, got.body)
 		}
+	}
+	// Who has to allow a host finds it in the log.
+	gw.mu.Lock()
+	defer gw.mu.Unlock()
+	if !bytes.Contains(gw.log.Bytes(), []byte(`"host":"evil.example.com"`)) {
+		t.Error("the log does not say which Host was refused")
 	}
 }
 

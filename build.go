@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 
 	"gatehouse/auth"
@@ -91,6 +94,10 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
+		if server.Command != "" {
+			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
+			continue
+		}
 		config, err := tlsTowards(cfg, server.TLS)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
@@ -107,7 +114,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		}
 		remotes = append(remotes, session.Remote{
 			Name: server.Name, URL: server.URL.String(), Headers: headers,
-			Timeout: server.Timeout, HTTP: client,
+			Timeout: server.Timeout, HTTP: client, SSE: server.Type == "sse",
 		})
 		if !server.Auth.SignsIn() {
 			continue
@@ -137,6 +144,34 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		}
 	}
 	return broker, remotes, nil
+}
+
+// inherited are the variables of the gateway's own environment that a local
+// command gets: what programs need to run at all. The rest may hold secrets
+// that are none of its business.
+var inherited = []string{
+	"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+	"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR",
+	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS",
+	"APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROCESSOR_ARCHITECTURE", "PROGRAMDATA", "PROGRAMFILES",
+	"SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE", "WINDIR",
+}
+
+// localCommand is how a remote that is a local program is started.
+func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command {
+	c := &session.Command{Path: server.Command, Args: server.Args}
+	if server.Dir != "" {
+		c.Dir = cfg.Path(server.Dir)
+	}
+	for _, name := range inherited {
+		if value, ok := os.LookupEnv(name); ok {
+			c.Env = append(c.Env, name+"="+value)
+		}
+	}
+	for name, value := range server.Env {
+		c.Env = append(c.Env, name+"="+value.Value())
+	}
+	return c
 }
 
 func isLoopback(host string) bool {
@@ -178,8 +213,8 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 		switch {
 		case server.Disabled:
 			fmt.Fprintf(c.out, "%s: disabled\n", server.Name)
-		case server.Unsupported != "":
-			fmt.Fprintf(c.out, "%s: %s\n", server.Name, server.Unsupported)
+		case server.Command != "":
+			fmt.Fprintf(c.out, "%s: the local command %s\n", server.Name, server.Command)
 		default:
 			fmt.Fprintf(c.out, "%s: %s, sign-in: %s\n", server.Name, withoutQuery(server.URL.String()), server.Auth.Type)
 		}
@@ -189,6 +224,9 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 }
 
 func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name string) error {
+	if server, say := cfg.Named(name); server == nil {
+		return usageError{errors.New(say)}
+	}
 	log, err := c.logger("warn", "auto")
 	if err != nil {
 		return err
@@ -203,12 +241,8 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer broker.Close()
-	for _, remote := range remotes {
-		if remote.Name == name {
-			return inspect(ctx, c, broker, remote)
-		}
-	}
-	return usageError{fmt.Errorf("the config has no remote %q that runs", name)}
+	running := slices.IndexFunc(remotes, func(r session.Remote) bool { return r.Name == name })
+	return inspect(ctx, c, broker, remotes[running])
 }
 
 // inspect asks the remote without a token and prints each step from its answer
@@ -227,6 +261,9 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 			fmt.Fprintf(c.out, ": %s", s.Note)
 		}
 		fmt.Fprintln(c.out)
+	}
+	if remote.Command != nil {
+		return inspectCommand(c, remote)
 	}
 	resp, err := session.Probe(ctx, remote, "gatehouse", version)
 	if err != nil {
@@ -252,6 +289,16 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 		return err
 	}
 	fmt.Fprintf(c.out, "%s: a sign-in would begin here.\n", remote.Name)
+	return nil
+}
+
+// inspectCommand says whether a local command is there. It does not start it.
+func inspectCommand(c *command, remote session.Remote) error {
+	path, err := exec.LookPath(remote.Command.Path)
+	if err != nil {
+		return fmt.Errorf("%s is a local command that cannot be started: %w", remote.Name, err)
+	}
+	fmt.Fprintf(c.out, "ok   command %s\n%s is a local command; it is started when it is first needed.\n", path, remote.Name)
 	return nil
 }
 

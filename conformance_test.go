@@ -42,6 +42,8 @@ func conformanceRouter() {
 		proxy.FlushInterval = -1
 	}
 	err := http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Or an answer that begins before the request's end has been read breaks off.
+		http.NewResponseController(w).EnableFullDuplex()
 		if r.Header.Get("Mcp-Protocol-Version") >= "2026-07-28" {
 			modern.ServeHTTP(w, r)
 			return

@@ -396,6 +396,27 @@ func compareList(t *testing.T, exchange recorded, got json.RawMessage) {
 	}
 }
 
+// TestReadFirst: a resource can be read by the first request of a session,
+// whichever remote has it.
+func TestReadFirst(t *testing.T) {
+	t.Parallel()
+	all := readRecorded(t)
+	gw := startServe(t, config("", "r", newRecordedRemote(t, false, all).url, "other", newRecordedRemote(t, false, nil).url))
+	for range 20 {
+		resp := post(t, gw.url, initializeMessage, nil)
+		header := http.Header{"Mcp-Session-Id": {resp.header.Get("Mcp-Session-Id")}, "Mcp-Protocol-Version": {"2025-11-25"}}
+		for _, exchange := range all {
+			if exchange.Method != "resources/read" {
+				continue
+			}
+			answer := post(t, gw.url, request(exchange.Method, exchange.Params), header)
+			if answer.result(t) == nil {
+				t.Fatalf("%s", answer.body)
+			}
+		}
+	}
+}
+
 func rawMembers(t *testing.T, object json.RawMessage) (raw map[string]json.RawMessage) {
 	t.Helper()
 	if err := json.Unmarshal(object, &raw); err != nil {

@@ -239,14 +239,20 @@ func (c *command) stdio(ctx context.Context) error {
 	return l.gateway.ServeStdio(ctx, os.Stdin, os.Stdout, drainTime)
 }
 
-// terminal opens the local house for a command that acts on its sign-ins.
-func (c *command) terminal(ctx context.Context) (*local, error) {
+// terminal opens the local house for a command that acts on its sign-ins, or
+// on that of one remote.
+func (c *command) terminal(ctx context.Context, remote ...string) (*local, error) {
 	if c.logLevel == "" {
 		c.logLevel = "warn"
 	}
 	cfg, log, err := c.prepare()
 	if err != nil {
 		return nil, err
+	}
+	for _, name := range remote {
+		if server, say := cfg.Named(name); server == nil {
+			return nil, usageError{errors.New(say)}
+		}
 	}
 	if cfg.Gateway.Store.Type == "memory" {
 		return nil, usageError{errors.New("the config keeps sign-ins in memory (gateway.store.type), where no other process can see them: ask the running gateway by its tool gateway_status, gateway_login or gateway_logout")}
@@ -275,7 +281,7 @@ func (c *command) logout(ctx context.Context) error {
 	if len(c.args) != 1 {
 		return usageError{errors.New("which remote? gatehouse logout REMOTE")}
 	}
-	l, err := c.terminal(ctx)
+	l, err := c.terminal(ctx, c.args[0])
 	if err != nil {
 		return err
 	}
@@ -293,7 +299,7 @@ func (c *command) login(ctx context.Context) error {
 	if len(c.args) != 1 {
 		return usageError{errors.New("which remote? gatehouse login REMOTE")}
 	}
-	l, err := c.terminal(ctx)
+	l, err := c.terminal(ctx, c.args[0])
 	if err != nil {
 		return err
 	}

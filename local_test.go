@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -208,7 +209,7 @@ func TestCommands(t *testing.T) {
 		t.Errorf("login: %v", err)
 	}
 
-	if out := output("status"); !strings.Contains(out, "notes: connected, 3 tools; signed in") {
+	if out := output("status"); !regexp.MustCompile(`notes: connected, 3 tools, server authtest \S+, protocol 20\S+; signed in`).MatchString(out) {
 		t.Errorf("status: %s", out)
 	}
 	if out := output("login", "notes"); !strings.Contains(out, "already signed in") {
@@ -266,4 +267,32 @@ func TestRememberedTools(t *testing.T) {
 		t.Error("remembered after the sign-out")
 	}
 	again.end()
+}
+
+// TestStdioGoesOn: a line that is no message costs an answer, not the session.
+func TestStdioGoesOn(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	p := startStdio(t, config("", "notes", remote.URL))
+	out := bufio.NewScanner(p.stdout)
+	exchange := func(line string) string {
+		t.Helper()
+		fmt.Fprintln(p.stdin, line)
+		if !out.Scan() {
+			t.Fatalf("it ended: %v", out.Err())
+		}
+		return out.Text()
+	}
+	if got := exchange("Content-Length: 52"); !strings.Contains(got, "-32700") || !strings.Contains(got, `"id":null`) {
+		t.Errorf("no JSON: %s", got)
+	}
+	if got := exchange(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`); !strings.Contains(got, "gatehouse") {
+		t.Errorf("initialize: %s", got)
+	}
+	if got := exchange(`{"jsonrpc":"2.0"`); !strings.Contains(got, "-32700") {
+		t.Errorf("half a message: %s", got)
+	}
+	if got := exchange(`{"jsonrpc":"2.0","id":2,"method":"ping"}`); !strings.Contains(got, `"id":2`) {
+		t.Errorf("ping: %s", got)
+	}
 }

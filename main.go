@@ -25,6 +25,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -91,10 +92,13 @@ func run(ctx context.Context, args []string) int {
 	if len(args) > 0 {
 		name, args = args[0], args[1:]
 	}
-	commands := map[string]func(context.Context) error{
-		"serve": c.serve, "stdio": c.stdio, "demo": c.demo, "check": c.check,
-		"version": func(context.Context) error { fmt.Fprintln(c.out, "gatehouse", version); return nil },
-		"status":  c.status, "login": c.login, "logout": c.logout,
+	commands := map[string]struct {
+		run   func(context.Context) error
+		flags string // that it takes beside those of the log
+	}{
+		"serve": {c.serve, "config listen"}, "stdio": {c.stdio, "config"}, "demo": {c.demo, "listen"},
+		"check": {c.check, "config"}, "version": {c.version, ""},
+		"status": {c.status, "config"}, "login": {c.login, "config"}, "logout": {c.logout, "config"},
 	}
 	action, ok := commands[name]
 	if !ok {
@@ -125,7 +129,10 @@ func run(ctx context.Context, args []string) int {
 		}
 		c.args = append(c.args, rest[0])
 	}
-	err := action(ctx)
+	err := c.checkFlags(flags, name, action.flags)
+	if err == nil {
+		err = action.run(ctx)
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -137,6 +144,29 @@ func run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// checkFlags refuses flags that would have no effect, and values that they
+// cannot have.
+func (c *command) checkFlags(given *flag.FlagSet, name, taken string) error {
+	var err error
+	given.Visit(func(f *flag.Flag) {
+		if !strings.HasPrefix(f.Name, "log-") && !slices.Contains(strings.Fields(taken), f.Name) {
+			err = usageError{fmt.Errorf("%s takes no --%s", name, f.Name)}
+		}
+	})
+	if err == nil {
+		_, err = c.logger("info", "auto")
+	}
+	return err
+}
+
+func (c *command) version(context.Context) error {
+	if err := c.noArgs(); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out, "gatehouse", version)
+	return nil
 }
 
 // noArgs refuses what a command does not take.
@@ -214,11 +244,6 @@ func (c *command) prepare() (*gateway.Config, *slog.Logger, error) {
 	}
 	for _, note := range notes {
 		log.Info("config: "+note.Say, "line", note.Line, "at", note.Path)
-	}
-	for _, server := range cfg.Servers {
-		if server.Unsupported != "" && !server.Disabled {
-			log.Warn("remote left out", "remote", server.Name, "why", server.Unsupported)
-		}
 	}
 	return cfg, log, nil
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,12 +31,21 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
 			env.Setenv("XDG_STATE_HOME", env.WorkDir)
 			return nil
 		},
 	})
+}
+
+// exits is a command of the scripts: exits CODE PROGRAM ARG…
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	failed, _ := errors.AsType[*exec.ExitError](ts.Exec(args[1], args[2:]...))
+	if failed == nil || fmt.Sprint(failed.ExitCode()) != args[0] {
+		ts.Fatalf("%s ended with %v, want exit code %s", args[1], failed, args[0])
+	}
 }
 
 // process is one running gatehouse.

@@ -112,10 +112,14 @@ func TestCheckRemote(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"401", "oauth-protected-resource", "oauth-authorization-server", as.Issuer(), "S256"} {
+	for _, want := range []string{"401", "oauth-protected-resource", "oauth-authorization-server", as.Issuer(), "S256",
+		"the first sign-in registers", "issuer " + as.Issuer(), "authorization endpoint " + as.Issuer(), "scopes: "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the walk does not mention %s:\n%s", want, out)
 		}
+	}
+	if n := as.Count(authtest.EndpointRegister); n != 0 {
+		t.Errorf("the check registered %d times", n)
 	}
 	remote.Set(func(k *authtest.RemoteKnobs) { k.Open = true })
 	if out, err = check(); err != nil || !strings.Contains(out, "asks for no sign-in") {
@@ -237,19 +241,6 @@ func TestStdioAnswersFirst(t *testing.T) {
 		if err := gw.wait(); err != nil {
 			t.Errorf("%s: it ended with %v", how, err)
 		}
-	}
-}
-
-// TestStdioNonsense: what is no JSON is said to be that.
-func TestStdioNonsense(t *testing.T) {
-	t.Parallel()
-	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
-	cmd := exec.Command("gatehouse", "stdio", "--config", writeConfig(t, config("", "r", remote.URL)))
-	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+t.TempDir())
-	cmd.Stdin = strings.NewReader("hello\n")
-	out, err := cmd.CombinedOutput()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "one JSON message per line") {
-		t.Errorf("%v: %s", err, out)
 	}
 }
 

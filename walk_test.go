@@ -297,6 +297,8 @@ type remoteState struct {
 	Name        string     `json:"name"`
 	Status      string     `json:"status"`
 	Tools       int        `json:"tools"`
+	Server      string     `json:"server"`
+	Protocol    string     `json:"protocol"`
 	SignIn      string     `json:"sign_in"`
 	SignInBy    string     `json:"sign_in_by"`
 	Issuer      string     `json:"issuer"`
@@ -431,6 +433,57 @@ func TestLogout(t *testing.T) {
 	link(t, client.Call("mail_echo", nil), "mail")
 	if result := client.Call("gateway_logout", nil); !result.IsError {
 		t.Errorf("logout of nothing in particular: %s", authtest.Text(result))
+	}
+	// Only a link is there by now.
+	if s := authtest.Text(client.Call("gateway_logout", map[string]any{"all": true})); !strings.Contains(s, "mail: you were not signed in; the pending sign-in is cancelled") {
+		t.Errorf("logout with a pending link alone: %s", s)
+	}
+	if s := authtest.Text(client.Call("gateway_logout", map[string]any{"all": true})); s != "You were not signed in there." {
+		t.Errorf("logout of nothing: %s", s)
+	}
+}
+
+// TestOwnToolArguments: what does not fit is named.
+func TestOwnToolArguments(t *testing.T) {
+	t.Parallel()
+	client := authtest.Legacy(t, newWorld(t, "").gw.url)
+	for _, tt := range []struct {
+		tool string
+		args map[string]any
+		say  string
+	}{
+		{"gateway_status", map[string]any{"remote": "notes"}, `gateway_status takes no arguments, and there is "remote"`},
+		{"gateway_login", map[string]any{"remote": 7}, "The argument remote of gateway_login must be a text."},
+		{"gateway_login", map[string]any{"server": "notes"}, `gateway_login has no argument "server". It takes: remote.`},
+		{"gateway_logout", map[string]any{"all": "yes"}, "The argument all of gateway_logout must be true or false."},
+		{"gateway_find_tools", map[string]any{"limit": -3}, "The argument limit of gateway_find_tools must be from 1 to 200."},
+		{"gateway_find_tools", map[string]any{"limit": 0}, "must be from 1 to 200"},
+		{"gateway_find_tools", map[string]any{"limit": 1.5}, "The argument limit of gateway_find_tools must be a whole number."},
+		{"gateway_call_tool", map[string]any{"name": "notes_echo", "arguments": "x"}, "The argument arguments of gateway_call_tool must be an object."},
+		{"gateway_call_tool", map[string]any{"name": "notes_echo", "args": 1}, `gateway_call_tool has no argument "args". It takes: arguments, name.`},
+	} {
+		if result := client.Call(tt.tool, tt.args); !result.IsError || !strings.Contains(authtest.Text(result), tt.say) {
+			t.Errorf("%s %v: %s", tt.tool, tt.args, authtest.Text(result))
+		}
+	}
+}
+
+// TestStatusOfSignIn: a remote that asked for a sign-in which cannot begin is
+// not one that needs none, and nobody says that it is tried again by itself.
+func TestStatusOfSignIn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "")
+	w.as.Set(func(k *authtest.ASKnobs) { k.NoS256 = true })
+	client := authtest.Legacy(t, w.gw.url)
+	client.Call("notes_echo", nil)
+	if s := status(t, client)["notes"]; s.SignIn != "signed_out" || s.Status != "unavailable" || s.LastError == "" || strings.Contains(s.Advice, "by itself") {
+		t.Errorf("status: %+v", s)
+	}
+	open := authtest.NewRemote(t, authtest.RemoteConfig{})
+	client = authtest.Legacy(t, startServe(t, config("", "notes", open.URL)).url)
+	echo(t, client, "notes_echo", "x")
+	if s := status(t, client)["notes"]; s.SignIn != "none" || !strings.HasPrefix(s.Server, "authtest") || s.Protocol == "" {
+		t.Errorf("status of an open one: %+v", s)
 	}
 }
 

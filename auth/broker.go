@@ -252,8 +252,11 @@ func (b *Broker) work(limit time.Duration) (ctx context.Context, done func(), er
 // is not served here.
 func (b *Broker) ClientMetadata() []byte { return slices.Clone(b.metadata) }
 
-// Inspect walks a remote's discovery and registration without a user, telling
-// step what it found. resp is the 401 that the remote gave; nil: none was seen.
+// Inspect walks a remote's discovery without a user, telling step what it found
+// and how a sign-in would go on. It changes nothing anywhere: where a client
+// would have to be registered, it only says so; where the gateway signs in
+// itself, it tries. resp is the 401 that the remote
+// gave; nil: none was seen.
 func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response, step func(Step)) error {
 	r := b.remotes[remote]
 	switch {
@@ -275,6 +278,18 @@ func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response
 	if err != nil {
 		return err
 	}
-	_, err = b.registrar.register(ctx, r, d, step)
-	return err
+	reg, err := b.registrar.unasked(r, d, step)
+	switch {
+	case err != nil:
+		return err
+	case reg == nil && d.NoPKCEMetadata:
+		step(Step{What: "dynamic registration", URL: withoutQuery(d.RegistrationEndpoint), Note: "not known to be there; " + noOAuth})
+	case reg == nil:
+		step(Step{What: "dynamic registration", URL: withoutQuery(d.RegistrationEndpoint), OK: true, Note: "offered; the first sign-in registers the gateway, this check does not"})
+	}
+	scopes := strings.Join(withOffline(r, d, unionScopes(scopesOf(r, ch, d))), " ")
+	step(Step{What: "issuer", URL: d.Issuer, OK: true})
+	step(Step{What: "authorization endpoint", URL: withoutQuery(d.AuthorizationEndpoint), OK: true})
+	step(Step{What: "scopes", OK: true, Note: cmp.Or(scopes, "none, so what the server gives by default")})
+	return nil
 }

@@ -70,9 +70,8 @@ type flowRecord struct {
 
 // Outcome is what came of a connection after its sign-in.
 type Outcome struct {
-	OK    bool
-	Tools int
-	Say   string // for the page
+	OK  bool
+	Say string // for the page
 }
 
 // FlowInfo is what a page may know of a flow.
@@ -272,16 +271,31 @@ func (b *Broker) clientFor(ctx context.Context, k key, r *Remote, d *discovered)
 	return b.registrar.register(ctx, r, d, nil)
 }
 
-// scopesFor decides what to ask for. MCP authorization, scope selection: the
-// scope of the challenge, else all of scopes_supported, else none.
-func (b *Broker) scopesFor(ctx context.Context, k key, r *Remote, w wish, d *discovered) ([]string, error) {
-	scopes := w.challenge.Scope
+// scopesOf decides what to ask for where nothing else is known. MCP
+// authorization, scope selection: the scope of the challenge, else all of
+// scopes_supported, else none.
+func scopesOf(r *Remote, ch challenge, d *discovered) []string {
 	switch {
 	case len(r.Scopes) > 0:
-		scopes = r.Scopes
-	case len(scopes) == 0:
-		scopes = d.ScopesSupported
+		return r.Scopes
+	case len(ch.Scope) == 0:
+		return d.ScopesSupported
 	}
+	return ch.Scope
+}
+
+// withOffline asks for a refresh token as well. MCP authorization: clients MAY
+// add offline_access "when the authorization server metadata contains it in
+// scopes_supported". Alone it would replace the server's defaults.
+func withOffline(r *Remote, d *discovered, scopes []string) []string {
+	if (len(r.Scopes) == 0 || r.login) && len(scopes) > 0 && slices.Contains(d.ASScopes, "offline_access") {
+		return unionScopes(scopes, []string{"offline_access"})
+	}
+	return scopes
+}
+
+// scopesFor decides what a new flow asks for.
+func (b *Broker) scopesFor(ctx context.Context, k key, r *Remote, w wish, d *discovered) ([]string, error) {
 	// The link that is open asks for less. The new one asks for all of it, so
 	// that either may be finished first.
 	var open []string
@@ -291,14 +305,7 @@ func (b *Broker) scopesFor(ctx context.Context, k key, r *Remote, w wish, d *dis
 	} else if f != nil {
 		open = f.Scopes
 	}
-	scopes = unionScopes(w.keep, open, scopes, w.need)
-	// MCP authorization: clients MAY add offline_access "when the authorization
-	// server metadata contains it in scopes_supported". Alone it would replace
-	// the server's defaults.
-	if (len(r.Scopes) == 0 || r.login) && len(scopes) > 0 && slices.Contains(d.ASScopes, "offline_access") {
-		scopes = unionScopes(scopes, []string{"offline_access"})
-	}
-	return scopes, nil
+	return withOffline(r, d, unionScopes(w.keep, open, scopesOf(r, w.challenge, d), w.need)), nil
 }
 
 // Begin answers GET /connect/{flow}: it mints a state, a PKCE verifier and a

@@ -111,6 +111,15 @@ func (g *registrar) register(ctx context.Context, r *Remote, d *discovered, step
 	if step == nil {
 		step = func(Step) {}
 	}
+	if reg, err := g.unasked(r, d, step); reg != nil || err != nil {
+		return reg, err
+	}
+	return g.dynamic(ctx, r, d, step)
+}
+
+// unasked finds a client without asking the authorization server for one. Nil
+// and no error: that is what is left to do.
+func (g *registrar) unasked(r *Remote, d *discovered, step func(Step)) (*registration, error) {
 	switch {
 	case r.ClientID != "":
 		return g.preRegistered(r, d, step)
@@ -120,12 +129,16 @@ func (g *registrar) register(ctx context.Context, r *Remote, d *discovered, step
 		step(Step{What: "client id metadata document", Note: "the server cannot fetch it: set gateway.publicUrl to an https URL, or gateway.oauth.clientMetadataUrl"})
 	}
 	if d.RegistrationEndpoint != "" {
-		return g.dynamic(ctx, r, d, step)
+		return nil, nil
 	}
 	step(Step{What: "client registration", Note: "not offered"})
 	return nil, &Error{Kind: KindRegistration, Remote: r.Name, Say: fmt.Sprintf(
 		"its authorization server %s lets no client register itself: %s", origin(d.Issuer), g.byHand(r))}
 }
+
+// noOAuth is what to do about a remote that answered 401 and publishes nothing:
+// it is more likely to want a key than to be of 2025-03-26.
+const noOAuth = "if it wants an API key, check headers.Authorization of the remote in the config; if it does sign in by OAuth, set auth.issuer and auth.clientId"
 
 // byHand says what a person can do where nothing else is left.
 func (g *registrar) byHand(r *Remote) string {
@@ -313,6 +326,8 @@ func (g *registrar) refused(r *Remote, d *discovered, e *documentError) *Error {
 	server := origin(d.Issuer)
 	kind, advice := KindRegistration, g.byHand(r)
 	switch {
+	case d.NoPKCEMetadata && !e.transient():
+		return &Error{Kind: kind, Remote: r.Name, Err: e, Say: "it refuses the request and does not say how to sign in: " + noOAuth}
 	case errors.Is(e, guard.ErrBlocked):
 		advice = e.remedy()
 	case e.transient():

@@ -445,6 +445,19 @@ func TestRegistrationEndpointOnPrivateHost(t *testing.T) {
 	}
 }
 
+// TestRemoteWithAKey: a remote that answers 401 and publishes nothing is more
+// likely to want a key than a client that was registered by hand.
+func TestRemoteWithAKey(t *testing.T) {
+	g := newRegistry(t, nil)
+	g.answer(401, "")
+	g.found.NoPKCEMetadata = true
+	_, err := g.get(t)
+	saying(t, err, KindRegistration, "headers.Authorization", "auth.issuer and auth.clientId")
+	if strings.Contains(err.Error(), "by hand") {
+		t.Errorf("it sends people to a registration that there is not: %v", err)
+	}
+}
+
 func TestRegistrationShowsNoSecret(t *testing.T) {
 	var log bytes.Buffer
 	const canary = "canary-secret"

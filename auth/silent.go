@@ -301,18 +301,6 @@ func (s *silent) look(ctx context.Context, ch challenge, step func(Step)) (*foun
 	return s.exchange(ctx, step)
 }
 
-// scopes are what the config, the challenge or the remote's document asks for,
-// in this order (MCP authorization, scope selection).
-func (s *silent) scopes(ch challenge, d *discovered) []string {
-	switch {
-	case len(s.r.Scopes) > 0:
-		return s.r.Scopes
-	case len(ch.Scope) > 0:
-		return unionScopes(ch.Scope)
-	}
-	return d.ScopesSupported
-}
-
 // client returns the gateway's client at the remote's own authorization server.
 func (s *silent) client(issuer string, methods []string) (endpoint.Client, error) {
 	c := endpoint.Client{ID: s.r.ClientID, Secret: s.r.ClientSecret, Key: s.r.Key, Method: s.r.TokenEndpointAuthMethod, Audience: issuer}
@@ -344,7 +332,7 @@ func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*f
 		return nil, err
 	}
 	t.Resource = cmp.Or(s.r.Resource, d.Resource)
-	t.Scopes = s.scopes(ch, d)
+	t.Scopes = unionScopes(scopesOf(s.r, ch, d))
 	t.Server = exchange.Server{Endpoint: d.TokenEndpoint, Client: c, HTTP: s.r.tokenHTTP(),
 		// Without a word in the config the metadata's endpoint decides who issues.
 		Issuer: s.r.ExpectedIssuer, Pinned: s.r.TokenEndpoint == "" && d.Issuer == s.r.ExpectedIssuer}
@@ -434,7 +422,7 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 		return nil, err
 	}
 	return &found{&exchange.Target{
-		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: s.scopes(ch, d),
+		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: unionScopes(scopesOf(s.r, ch, d)),
 		// Enterprise-managed authorization: audience is "the issuer identifier of
 		// the resource authorization server", resource that of the MCP server.
 		Audience: cmp.Or(s.r.Audience, d.Issuer), Resource: cmp.Or(s.r.Resource, d.Resource),

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -35,6 +36,9 @@ type client struct {
 	view    *view
 	active  int       // requests being served, the event stream included
 	seen    time.Time // when the last one ended
+
+	gone  context.Context // done when the client has ended its session
+	leave context.CancelFunc
 }
 
 func newClients(g *Gateway, limit int) *clients {
@@ -50,7 +54,26 @@ func (c *clients) add(ss *mcp.ServerSession, v *view) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.byID[ss.ID()] = &client{id: ss.ID(), session: ss, view: v, seen: c.g.now()}
+	cl := &client{id: ss.ID(), session: ss, view: v, seen: c.g.now()}
+	cl.gone, cl.leave = context.WithCancel(context.Background())
+	c.byID[ss.ID()] = cl
+}
+
+// during returns a context for a request of a session, which ends with it: the
+// SDK lets go of a session only when its requests have been answered.
+func (c *clients) during(ctx context.Context, ss *mcp.ServerSession) (context.Context, context.CancelFunc) {
+	c.mu.Lock()
+	cl := c.byID[ss.ID()]
+	c.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	if cl == nil || cl.session != ss {
+		return ctx, cancel
+	}
+	stop := context.AfterFunc(cl.gone, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // enter finds a client and counts a request of it; leave ends the request.
@@ -109,6 +132,7 @@ func (c *clients) end(cl *client) {
 	if !known {
 		return
 	}
+	cl.leave()
 	cl.session.Close()
 	cl.view.levels.forget(cl.session)
 	cl.view.peers.forget(cl.session)
@@ -129,11 +153,19 @@ func (c *clients) sweep() {
 			return
 		case <-ticker.C:
 		}
-		for _, cl := range c.idle() {
-			c.g.log.Info("session ended: idle", "session", shortID(cl.id))
-			c.end(cl)
-		}
+		c.endIdle()
 	}
+}
+
+// endIdle ends them all at once: a remote that is down makes each goodbye take
+// its time.
+func (c *clients) endIdle() {
+	var ending sync.WaitGroup
+	for _, cl := range c.idle() {
+		c.g.log.Info("session ended: idle", "session", shortID(cl.id))
+		ending.Go(func() { c.end(cl) })
+	}
+	ending.Wait()
 }
 
 func (c *clients) idle() (gone []*client) {

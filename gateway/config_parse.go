@@ -3,7 +3,9 @@ package gateway
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
@@ -124,11 +126,21 @@ func (r *reader) parse() (value, bool) {
 	if bytes.HasPrefix(r.data, []byte("\xef\xbb\xbf")) {
 		r.data = append([]byte("   "), r.data[3:]...)
 	}
-	if parseDepth(r.data) > maxNesting {
+	shape := outline(r.data)
+	if shape.deepest > maxNesting {
 		r.problemAt(0, "", "nested more than %d deep", maxNesting)
 		return value{}, false
 	}
-	root, err := hujson.Parse(r.data)
+	// The library wants a line break behind a comment at the very end.
+	root, err := hujson.Parse(append(slices.Clip(r.data), '\n'))
+	switch {
+	case err != nil && shape.empty:
+		r.problemAt(0, "", `is empty: write {"mcpServers": {"notes": {"url": "https://notes.example.com/mcp"}}}`)
+		return value{}, false
+	case err != nil && shape.open != "" && errors.Is(err, io.ErrUnexpectedEOF):
+		r.problemAt(shape.at, "", "not valid JSON: the %s that begins here has no end", shape.open)
+		return value{}, false
+	}
 	if err != nil {
 		// The library says "hujson: line 3, column 7: …".
 		line, column, say := 1, 1, err.Error()
@@ -146,17 +158,30 @@ func (r *reader) parse() (value, bool) {
 	return root, true
 }
 
-// parseDepth returns how deep objects and lists are nested. What stands in
-// texts and comments does not count.
-func parseDepth(data []byte) int {
-	depth, deepest := 0, 0
+// shape is what can be said of a file without parsing it.
+type shape struct {
+	deepest int    // how deep objects and lists are nested
+	empty   bool   // there is nothing but blanks and comments
+	open    string // what has begun and not ended, the innermost; empty: nothing
+	at      int    // where that began
+}
+
+// outline looks at nothing but brackets, texts and comments.
+func outline(data []byte) shape {
+	s := shape{empty: true}
+	var began []int
 	for i := 0; i < len(data); i++ {
 		switch c := data[i]; {
 		case c == '"':
+			s.empty, s.at = false, i
 			for i++; i < len(data) && data[i] != '"'; i++ {
 				if data[i] == '\\' {
 					i++
 				}
+			}
+			if i >= len(data) {
+				s.open = "text"
+				return s
 			}
 		case bytes.HasPrefix(data[i:], []byte("//")), bytes.HasPrefix(data[i:], []byte("/*")):
 			end := "\n"
@@ -164,18 +189,28 @@ func parseDepth(data []byte) int {
 				end = "*/"
 			}
 			n := bytes.Index(data[i+2:], []byte(end))
-			if n < 0 {
-				return deepest
+			switch {
+			case n < 0 && end == "*/":
+				s.empty, s.open, s.at = false, "comment", i
+				return s
+			case n < 0:
+				n = len(data)
 			}
 			i += 1 + n + len(end)
 		case c == '{' || c == '[':
-			depth++
-			deepest = max(deepest, depth)
+			s.empty = false
+			began = append(began, i)
+			s.deepest = max(s.deepest, len(began))
 		case c == '}' || c == ']':
-			depth--
+			began = began[:max(len(began)-1, 0)]
+		case c != ' ' && c != '\t' && c != '\r' && c != '\n':
+			s.empty = false
 		}
 	}
-	return deepest
+	if n := len(began); n > 0 {
+		s.open, s.at = string(data[began[n-1]]), began[n-1]
+	}
+	return s
 }
 
 // given reports whether the file has a value at path.

@@ -54,7 +54,12 @@ func settings(members string) string {
 func TestConfigProblems(t *testing.T) {
 	const url = `"url": "https://r.example.com/mcp"`
 	for _, tt := range []struct{ config, want string }{
-		{``, "not valid JSON"},
+		{``, "1: : is empty: write {"},
+		{" // nothing here", "1: : is empty: write {"},
+		{"{\n  \"mcpServers\": {\n    \"r\": {" + url + "}\n", "2: : not valid JSON: the { that begins here has no end"},
+		{"{\"mcpServers\": {\n\"r\": {\"url\": \"https://", "2: : not valid JSON: the text that begins here has no end"},
+		{"/* \n {}", "1: : not valid JSON: the comment that begins here has no end"},
+		{`{"mcpServers": {}} x`, "not valid JSON: invalid character 'x' after top-level value"},
 		{`[]`, "must be an object"},
 		{`{}`, "names no remote"},
 		{`{"mcpServers": {}}`, "names no remote"},
@@ -187,7 +192,9 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"oauth": {"callbackPort": 70000}`), "must be a port"},
 		{settings(`"limits": {"callbackPerMinute": 0}`), "from 1 to"},
 		{settings(`"limits": {"sessions": 1.5}`), "must be a whole number"},
-		{settings(`"limits": {"callsInFlight": 5}`), "not supported yet"},
+		{settings(`"limits": {"callsInFlight": 0}`), "from 1 to"},
+		{settings(`"limits": {"callsPerSecond": -1}`), "from 0 to"},
+		{settings(`"limits": {"exchangeCache": 0}`), "must be from 1"},
 		{settings(`"log": {"level": "loud"}`), "debug, info"},
 		{settings(`"unknown": 1`), "unknown key"},
 		{strings.Repeat(`{"a":`, 200), "nested more than"},
@@ -274,9 +281,7 @@ func TestConfigErrorsKeepSecrets(t *testing.T) {
 func TestConfigNotRunning(t *testing.T) {
 	for _, members := range []string{
 		`"url": "${NOT_SET}", "disabled": true, "auth": {"clientSecret": "${NOT_SET}"}`,
-		`"url": "${NOT_SET}", "type": "sse", "headers": {"A": "${NOT_SET}"}`,
-		`"command": "${NOT_SET}", "type": "stdio"`,
-		`"command": "npx", "env": {"A": "${NOT_SET}"}`,
+		`"command": "${NOT_SET}", "env": {"A": "${NOT_SET}"}, "disabled": true`,
 	} {
 		c, notes, err := ParseConfig("c.json", []byte(remote(members)), env)
 		if err != nil {
@@ -357,7 +362,7 @@ func TestConfigValues(t *testing.T) {
     "zebra": {"type": "streamable-http", "url": "https://z.example.com/${TEAM}/mcp", "headers": {"X-Team": "${env:TEAM}", "X-Key": "${SECRET}"}, "timeout": "5s", "prefix": ""},
     "ant": {"url": "http://10.1.2.3/mcp", "allowAddresses": ["10.0.0.0/8", "192.168.1.1"], "autoApprove": ["x"], "alowAddresses": [], "timeout": 600},
     "off": {"url": "https://${NOT_SET}.example.com", "disabled": true},
-    "files": {"command": "npx", "args": ["-y", "${NOT_SET}"], "env": {"A": "${EMPTY:-b}"}},
+    "files": {"command": "npx", "args": ["-y", "${TEAM}"], "cwd": "work", "env": {"A": "${EMPTY:-b}"}},
     "old": {"type": "sse", "url": "https://old.example.com/sse"},
     "odd": {"url": "https://odd.example.com/", "headers": {"A": "$$ ${TEAM ${NESTED} ${NOT_SET:-a:-b}"}},
   },
@@ -376,13 +381,17 @@ func TestConfigValues(t *testing.T) {
 	if got := strings.Join(names, " "); got != "zebra ant off files old odd" {
 		t.Errorf("order: %s", got)
 	}
-	if got := strings.Join(running, " "); got != "zebra ant odd" {
+	if got := strings.Join(running, " "); got != "zebra ant files old odd" {
 		t.Errorf("running: %s", got)
 	}
 	zebra, odd := c.Servers[0], c.Servers[5]
 	if zebra.URL.String() != "https://z.example.com/blue/mcp" || zebra.Headers["X-Team"].Value() != "blue" || zebra.Headers["X-Key"].Value() != "canary-secret" ||
 		zebra.Timeout.String() != "5s" || zebra.ToolPrefix() != "" || zebra.Auth.Type != "oauth" {
 		t.Errorf("zebra: %+v", zebra)
+	}
+	if files := c.Servers[3]; files.Type != "stdio" || files.Command != "npx" || strings.Join(files.Args, " ") != "-y blue" || files.Env["A"].Value() != "b" ||
+		files.Dir != "work" || files.Auth.Type != "none" || files.Timeout.String() != "1m0s" {
+		t.Errorf("files: %+v", files)
 	}
 	if got := odd.Headers["A"].Value(); got != "$$ ${TEAM ${TEAM} a:-b" {
 		t.Errorf("odd expansions: %q", got)
@@ -398,7 +407,7 @@ func TestConfigValues(t *testing.T) {
 		t.Errorf("Path: %s", got)
 	}
 	said := fmt.Sprint(notes)
-	for _, want := range []string{"autoApprove", `did you mean "allowAddresses"?`, "mcpServers.ant.timeout", "NOT_SET is not set"} {
+	for _, want := range []string{"autoApprove", `did you mean "allowAddresses"?`, "mcpServers.ant.timeout"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("no note mentions %s: %s", want, said)
 		}
@@ -425,7 +434,8 @@ func TestConfigFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := ParseConfig(file, data, env); err != nil {
+		set := func(name string) (string, bool) { return "https://api.example.com", true }
+		if _, _, err := ParseConfig(file, data, set); err != nil {
 			t.Error(err)
 		}
 		plain, err := hujson.Standardize(data)

@@ -81,8 +81,7 @@ func withURI(object json.RawMessage, uri string) (json.RawMessage, error) {
 // by the resources that are listed, then by the templates. Other URIs are good
 // too, as far as the protocol goes; they can only go where there is no choice.
 func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, original string, err error) {
-	m := c.view.latest()
-	if e, ok := m.resources.lookup(uri); ok {
+	if e, ok := c.view.latest().resources.lookup(uri); ok {
 		return e.remote, e.original, nil
 	}
 	if remote, original, ok := g.unqualify(uri); ok {
@@ -90,6 +89,11 @@ func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, or
 			err = g.connectFirst(ctx, c.view, remote)
 		}
 		return remote, original, err
+	}
+	// The first request of a session may come before the remotes have answered.
+	m := c.view.list(ctx)
+	if e, ok := m.resources.lookup(uri); ok {
+		return e.remote, e.original, nil
 	}
 	for _, t := range m.templates.all {
 		if t.name == t.original && matches(t.original, uri) {

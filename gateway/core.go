@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -105,6 +106,16 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 
 // send is how every request of a client gets to a remote.
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+	release, refused := c.view.calls.take()
+	if refused != nil {
+		return nil, refused
+	}
+	defer release()
+	return g.pass(ctx, c, remote, method, params)
+}
+
+// pass sends a request to a remote and gets it what it asks for meanwhile.
+func (g *Gateway) pass(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
 	c.notify = c.relay(params)
 	if c.modern && c.request != nil && asksBack(c.capabilities) {
 		return g.callParkable(ctx, c, remote, method, params)
@@ -192,5 +203,9 @@ func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, er
 		}
 		return
 	}
-	g.log.InfoContext(ctx, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
+	level := slog.LevelInfo
+	if refusal, ok := errors.AsType[*auth.Error](err); ok && refusal.Kind != auth.KindForbidden {
+		level = slog.LevelDebug // auth has said so
+	}
+	g.log.Log(ctx, level, doing+" failed", "remote", remote, "principal", c.view.principal, "error", err)
 }

@@ -157,6 +157,9 @@ func sentence(err error) (string, bool) {
 	if failure, ok := errors.AsType[*auth.Error](err); ok {
 		return fmt.Sprintf("%s: %s", failure.Remote, failure.Say), true
 	}
+	if limit, ok := errors.AsType[*limited](err); ok {
+		return limit.say(), true
+	}
 	switch {
 	case errors.Is(err, auth.ErrDisabled):
 		return "This remote wants a sign-in, but sign-in is switched off in the gateway's config (gateway.oauth.enabled).", true

@@ -24,8 +24,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // inside is a gateway in the test's own process, with one remote behind it.
 type inside struct {
 	*Gateway
-	url     string
-	forward atomic.Int64 // how far its clock is ahead, in nanoseconds
+	url      string
+	forward  atomic.Int64   // how far its clock is ahead, in nanoseconds
+	outgoing *guard.Clients // with which it dials
+	store    *auth.Memory
 }
 
 // newInside builds a gateway in front of a remote; change may alter the config.
@@ -57,7 +59,7 @@ func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
 		}}},
 		Name: "gatehouse", Version: "test", Log: canary.Logger(),
 	})
-	in := &inside{url: url}
+	in := &inside{url: url, outgoing: clients, store: store}
 	g := New(Setup{
 		Config: cfg, Auth: broker, Sessions: pool, PublicURL: url, Version: "test", Log: canary.Logger(),
 		Now: func() time.Time { return time.Now().Add(time.Duration(in.forward.Load())) },
@@ -236,6 +238,48 @@ func TestDrainEnds(t *testing.T) {
 	g.Drain(over)
 	if result := <-answered; !result.IsError || !strings.Contains(authtest.Text(result), "shutting down") {
 		t.Errorf("the call got %s", authtest.Text(result))
+	}
+}
+
+// TestDeleteEndsCalls: a client that ends its session is not kept waiting for
+// the calls that it gives up with it.
+func TestDeleteEndsCalls(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gate, called := make(chan struct{}), make(chan struct{})
+	defer close(gate)
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.Call = func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			close(called)
+			<-gate
+			return nil, nil
+		}
+	})
+	g := newInside(t, remote, oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	answered := make(chan error, 1)
+	go func() {
+		_, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		answered <- err
+	}()
+	<-called
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, g.url+"/mcp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Mcp-Session-Id", client.ID())
+	resp, err := http.DefaultClient.Do(req) // the remote's gate is still shut
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Errorf("DELETE: %s", resp.Status)
+	}
+	if err := <-answered; err == nil {
+		t.Error("the call that was given up has a result")
+	}
+	if clients, views := g.left(); clients != 0 || views != 0 {
+		t.Errorf("%d clients and %d views are left", clients, views)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -94,12 +95,24 @@ func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
 func (g *Gateway) guardHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !g.hostAllowed(r.Host) {
-			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method)
+			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method, "host", printable(r.Host))
 			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// printable is as much of foreign text as a log may hold.
+func printable(s string) string {
+	const most = 100
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), most)])
+	return s
 }
 
 // guardOrigin refuses what a foreign page sends. MCP, streamable HTTP: "Servers
@@ -208,7 +221,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
 			return
 		}
-		g.serveView(w, r, g.modern, auth.Local)
+		g.serveView(w, r, g.modern, auth.Local, method)
 		return
 	}
 	id := r.Header.Get("Mcp-Session-Id")
@@ -225,6 +238,12 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if g.refuseCall(w, client.view, method) {
+		return
+	}
+	if r.Method == http.MethodDelete {
+		client.leave() // nobody waits for its calls any more
+	}
 	g.legacy.ServeHTTP(w, withServer(r, client.view.server))
 	if r.Method == http.MethodDelete {
 		g.log.Info("session ended by the client", "session", shortID(id))
@@ -258,13 +277,13 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 		return
 	}
 	if g.cfg.Gateway.Sessions == "shared" {
-		g.serveView(w, r, g.legacy, auth.Local)
+		g.serveView(w, r, g.legacy, auth.Local, method)
 		return
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
 	v, err := g.viewFor(principal, declaredAtFirst(r))
-	g.serveOpened(w, r, g.legacy, v, err)
+	g.serveOpened(w, r, g.legacy, v, err, method)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
 		return
@@ -272,18 +291,37 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 	g.log.Info("session began", "session", shortID(id))
 }
 
-func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal) {
+func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal, method string) {
 	v, err := g.view(p)
-	g.serveOpened(w, r, h, v, err)
+	g.serveOpened(w, r, h, v, err, method)
 }
 
-func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error) {
+func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, method string) {
 	if err != nil {
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	h.ServeHTTP(w, withServer(r, v.server))
+	if !g.refuseCall(w, v, method) {
+		h.ServeHTTP(w, withServer(r, v.server))
+	}
+}
+
+// refuseCall answers a call that is one too many for its principal. It is
+// counted further in, so that one that slips through is refused there.
+func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool {
+	switch method {
+	case "tools/call", "prompts/get", "resources/read", "completion/complete":
+	default:
+		return false
+	}
+	refused := v.calls.refused()
+	if refused == nil {
+		return false
+	}
+	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
+	http.Error(w, refused.say(), http.StatusTooManyRequests)
+	return true
 }
 
 // declaredAtFirst returns the capabilities in the params of initialize.
@@ -334,11 +372,11 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 }
 
 // NewServer returns the HTTP server for h with the limits that a slow or
-// hostile peer meets. There is no write timeout: event streams stay open.
+// hostile peer meets.
 func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
+		Handler:           limitSlow(h, readBodyTime, writeTime),
+		ReadHeaderTimeout: readHeaderTime,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),

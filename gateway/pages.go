@@ -233,7 +233,7 @@ func (g *Gateway) connected(ctx context.Context, f *auth.Finished) auth.Outcome 
 	if err == nil {
 		tools := v.session.Status(f.Remote).Tools
 		g.log.Info("connected after sign-in", "remote", f.Remote, "principal", f.Principal, "tools", tools)
-		return auth.Outcome{OK: true, Tools: tools, Say: fmt.Sprintf("%s is connected, %s.", f.Remote, plural(tools, "tool")) + back}
+		return auth.Outcome{OK: true, Say: fmt.Sprintf("%s is connected, %s.", f.Remote, plural(tools, "tool")) + back}
 	}
 	g.log.Warn("signed in, but not connected", "remote", f.Remote, "principal", f.Principal, "error", err)
 	if errors.Is(err, context.DeadlineExceeded) {

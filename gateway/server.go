@@ -134,6 +134,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				return next(ctx, method, req)
 			}
 			defer g.calls.begin()()
+			if ss, ok := req.GetSession().(*mcp.ServerSession); ok {
+				var done context.CancelFunc
+				ctx, done = g.clients.during(ctx, ss)
+				defer done()
+			}
 			params, err := rawParams(req)
 			if err != nil {
 				return nil, renderRPC(err, g.now())

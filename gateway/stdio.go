@@ -21,7 +21,9 @@ import (
 // default session, until in ends or ctx is done. Either way calls in flight
 // have drain to be answered.
 func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.WriteCloser, drain time.Duration) error {
-	transport := &stdioTransport{Transport: &mcp.IOTransport{Reader: in, Writer: out}, g: g, drain: drain}
+	writer := &oneByOne{WriteCloser: out}
+	reader := newLines(in, writer, g.cfg.Gateway.Limits.BodyBytes)
+	transport := &stdioTransport{Transport: &mcp.IOTransport{Reader: reader, Writer: writer, MaxLineLength: -1}, g: g, drain: drain}
 	capabilities, err := transport.listen(ctx)
 	var v *view
 	if err == nil {
@@ -31,7 +33,7 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 		}
 	}
 	if err != nil {
-		return g.endOfStdio(ctx, err)
+		return endOfStdio(ctx, err)
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -45,14 +47,11 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 	if !cancelled() {
 		<-running.Done() // the drain has the rest
 	}
-	return g.endOfStdio(ctx, err)
+	return endOfStdio(ctx, err)
 }
 
 // endOfStdio says what the end of the input means.
-func (g *Gateway) endOfStdio(ctx context.Context, err error) error {
-	if _, malformed := errors.AsType[*json.SyntaxError](err); malformed {
-		return fmt.Errorf("the client sent something that is not JSON (MCP over stdio is one JSON message per line): %w", err)
-	}
+func endOfStdio(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
 		return nil // the client left, or we were told to
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -63,51 +64,99 @@ func ownTool(name, description, schema, annotations string) entry {
 
 // callOwn calls one of the gateway's own tools.
 func (g *Gateway) callOwn(ctx context.Context, c caller, name string, arguments, params json.RawMessage) (json.RawMessage, error) {
-	if len(arguments) == 0 || string(arguments) == "null" {
-		arguments = json.RawMessage("{}")
-	}
-	var args struct {
-		Remote string `json:"remote"`
-		Issuer string `json:"issuer"`
-		All    bool   `json:"all"`
-		Query  string `json:"query"`
-		Limit  int    `json:"limit"`
-	}
-	if name == toolCall {
-		return g.callByName(ctx, c, arguments, params)
-	}
-	if err := json.Unmarshal(arguments, &args); err != nil {
-		return toolError("The arguments do not fit: " + name + " takes what its input schema says.")
-	}
+	var remote, issuer, query string
+	var all bool
+	limit := foundTools
 	switch name {
 	case toolStatus:
+		if say := readArguments(name, arguments, nil); say != "" {
+			return toolError(say)
+		}
 		return g.status(ctx, c)
 	case toolLogin:
-		return g.login(ctx, c, args.Remote)
+		if say := readArguments(name, arguments, map[string]any{"remote": &remote}); say != "" {
+			return toolError(say)
+		}
+		return g.login(ctx, c, remote)
 	case toolLogout:
-		return g.logout(ctx, c, args.Remote, args.Issuer, args.All)
+		if say := readArguments(name, arguments, map[string]any{"remote": &remote, "issuer": &issuer, "all": &all}); say != "" {
+			return toolError(say)
+		}
+		return g.logout(ctx, c, remote, issuer, all)
 	case toolFind:
-		return g.findTools(ctx, c, args.Query, args.Remote, args.Limit)
+		if say := readArguments(name, arguments, map[string]any{"query": &query, "remote": &remote, "limit": &limit}); say != "" {
+			return toolError(say)
+		}
+		if limit < 1 || limit > maxFoundTools {
+			return toolError(fmt.Sprintf("The argument limit of %s must be from 1 to %d.", name, maxFoundTools))
+		}
+		return g.findTools(ctx, c, query, remote, limit)
+	case toolCall:
+		return g.callByName(ctx, c, arguments, params)
 	}
 	return nil, unknownTool(name)
+}
+
+// How many tools gateway_find_tools shows, if it is not told and at most.
+const foundTools, maxFoundTools = 20, 200
+
+// readArguments reads a tool's arguments into pointers by their names. What
+// does not fit is said in a sentence.
+func readArguments(tool string, arguments json.RawMessage, into map[string]any) (say string) {
+	if len(arguments) == 0 || string(arguments) == "null" {
+		return ""
+	}
+	var given map[string]json.RawMessage
+	if err := json.Unmarshal(arguments, &given); err != nil {
+		return "The arguments of " + tool + " must be an object."
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		switch to, known := into[name]; {
+		case !known && len(into) == 0:
+			return fmt.Sprintf("%s takes no arguments, and there is %q.", tool, short(name))
+		case !known:
+			return fmt.Sprintf("%s has no argument %q. It takes: %s.", tool, short(name), strings.Join(slices.Sorted(maps.Keys(into)), ", "))
+		case string(given[name]) == "null":
+		case json.Unmarshal(given[name], to) != nil:
+			return fmt.Sprintf("The argument %s of %s must be %s.", name, tool, kindName(to))
+		}
+	}
+	return ""
+}
+
+// kindName says what a pointer of readArguments takes.
+func kindName(to any) string {
+	switch to.(type) {
+	case *string:
+		return "a text"
+	case *bool:
+		return "true or false"
+	case *int:
+		return "a whole number"
+	}
+	return "an object"
 }
 
 // callByName is gateway_call_tool: the same path as a direct call, with the
 // params that a direct call would have had.
 func (g *Gateway) callByName(ctx context.Context, c caller, arguments, params json.RawMessage) (json.RawMessage, error) {
-	got, err := rawjson.Get(arguments, "name", "arguments")
-	if err != nil {
-		return toolError("The arguments do not fit: give the tool's name, and its arguments as an object.")
+	var name string
+	var object map[string]json.RawMessage
+	if say := readArguments(toolCall, arguments, map[string]any{"name": &name, "arguments": &object}); say != "" {
+		return toolError(say)
 	}
-	name, ok := rawjson.String(got[0])
-	if !ok || name == "" {
+	if name == "" {
 		return toolError("Which tool? Give its name, as gateway_find_tools shows it.")
 	}
 	if name == toolCall {
 		return toolError("gateway_call_tool does not call itself: give the name of the tool to call.")
 	}
-	inner := got[1]
-	if inner == nil {
+	got, err := rawjson.Get(arguments, "arguments") // as they were received
+	if err != nil {
+		return toolError("The arguments of " + toolCall + " are there twice.")
+	}
+	inner := got[0]
+	if object == nil {
 		inner = []byte("{}")
 	}
 	direct, err := rawjson.Set(params, "arguments", inner)
@@ -193,7 +242,9 @@ type remoteStatus struct {
 	Name        string     `json:"name"`
 	Status      string     `json:"status"` // connected | connecting | auth_required | unavailable | unsupported | disabled
 	Tools       int        `json:"tools"`
-	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none
+	Server      string     `json:"server,omitempty"` // what it calls itself, and its version
+	Protocol    string     `json:"protocol,omitempty"`
+	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none: it asks for none
 	SignInBy    string     `json:"sign_in_by,omitempty"` // one of signInBy
 	Account     string     `json:"account,omitempty"`
 	Issuer      string     `json:"issuer,omitempty"`
@@ -287,12 +338,8 @@ func (g *Gateway) fetchLinks(ctx context.Context, v *view) {
 
 func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus {
 	out := remoteStatus{Name: server.Name, SignIn: "none"}
-	switch {
-	case server.Disabled:
+	if server.Disabled {
 		out.Status, out.Advice = "disabled", "It is switched off in the config."
-		return out
-	case server.Unsupported != "":
-		out.Status, out.Advice = "unsupported", server.Unsupported
 		return out
 	}
 	conn := v.session.Status(server.Name)
@@ -300,15 +347,25 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 	if conn.State == session.StateSignInNeeded {
 		out.Status = "auth_required"
 	}
+	out.Server, out.Protocol = strings.TrimSpace(conn.Server+" "+conn.Version), conn.Protocol
 	if say, ok := sentence(conn.Err); ok && conn.State != session.StateConnected {
 		out.LastError, out.LastErrorAt = say, stamp(conn.Since)
+	}
+	if out.Status == string(session.StateUnavailable) {
+		out.Advice = "It is tried again with the next call."
+		if conn.Retried {
+			out.Advice = "It is tried again by itself every few seconds."
+		}
 	}
 	if !server.Auth.SignsIn() {
 		return out
 	}
 	out.SignInBy = signInBy[server.Auth.Type]
 	held := g.auth.Status(v.principal, server.Name)
-	if conn.State == session.StateSignInNeeded {
+	// It has asked for a sign-in, or may do so yet: only what has let the
+	// principal in without one is known to ask for none.
+	_, asked := errors.AsType[*auth.Error](conn.Err)
+	if asked || conn.State == session.StateSignInNeeded || conn.State != session.StateConnected && !v.known(server.Name) {
 		out.SignIn = "signed_out"
 	}
 	if held.SignedIn {
@@ -327,8 +384,6 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 		out.Advice = "Open the link in a browser and sign in."
 	case out.Status == "auth_required" && out.LastError == "":
 		out.Advice = fmt.Sprintf("Call %s with remote %q for a link.", toolLogin, server.Name)
-	case out.Status == "unavailable":
-		out.Advice = "It is tried again by itself every few seconds."
 	}
 	return out
 }
@@ -346,7 +401,14 @@ func describe(s remoteStatus, now time.Time) string {
 	var parts []string
 	switch s.Status {
 	case "connected":
-		parts = append(parts, "connected, "+plural(s.Tools, "tool"))
+		connected := "connected, " + plural(s.Tools, "tool")
+		if s.Server != "" {
+			connected += ", server " + s.Server
+		}
+		if s.Protocol != "" {
+			connected += ", protocol " + s.Protocol
+		}
+		parts = append(parts, connected)
 	case "auth_required":
 		parts = append(parts, "sign-in needed")
 	default:
@@ -389,7 +451,7 @@ func describe(s remoteStatus, now time.Time) string {
 // link when it is dialed; one that lets everybody connect and asks later, from
 // what it publishes.
 func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMessage, error) {
-	server, say := g.serverNamed(name)
+	server, say := g.cfg.Named(name)
 	if server == nil {
 		return toolError(say)
 	}
@@ -440,7 +502,7 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	if name == auth.LoginRemote && g.cfg.Gateway.Login != nil {
 		remotes = []string{name}
 	} else if name != "" {
-		server, say := g.serverNamed(name)
+		server, say := g.cfg.Named(name)
 		if server == nil {
 			return toolError(say)
 		}
@@ -471,7 +533,7 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 }
 
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
-	server, _ := g.serverNamed(remote)
+	server, _ := g.cfg.Named(remote)
 	if server != nil && server.Auth.Type == auth.TypeMachine {
 		return "" // nobody has signed in
 	}
@@ -489,7 +551,10 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 			}
 		}
 	}
-	if err == nil && !held.SignedIn {
+	switch {
+	case err == nil && !held.SignedIn && held.Pending != nil:
+		return remote + ": you were not signed in; the pending sign-in is cancelled and its link works no more."
+	case err == nil && !held.SignedIn:
 		return ""
 	}
 	if err != nil {
@@ -507,39 +572,13 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	return remote + ": signed out; the tokens are forgotten here. The authorization server did not confirm that it revoked them."
 }
 
-// serverNamed finds a remote that runs, or says what to do instead.
-func (g *Gateway) serverNamed(name string) (*Server, string) {
-	var known []string
-	for i := range g.cfg.Servers {
-		s := &g.cfg.Servers[i]
-		if s.Name != name {
-			known = append(known, s.Name)
-			continue
-		}
-		switch {
-		case s.Disabled:
-			return nil, name + " is switched off in the config."
-		case s.Unsupported != "":
-			return nil, name + ": " + s.Unsupported
-		}
-		return s, ""
-	}
-	if name == "" {
-		return nil, fmt.Sprintf("Which remote? There are: %s.", strings.Join(known, ", "))
-	}
-	return nil, fmt.Sprintf("There is no remote of that name. There are: %s.", strings.Join(known, ", "))
-}
-
 // findTools is gateway_find_tools: every word of the query counts, in the name
 // more than in the description.
 func (g *Gateway) findTools(ctx context.Context, c caller, query, server string, limit int) (json.RawMessage, error) {
 	if server != "" {
-		if s, say := g.serverNamed(server); s == nil {
+		if s, say := g.cfg.Named(server); s == nil {
 			return toolError(say)
 		}
-	}
-	if limit <= 0 || limit > 200 {
-		limit = 20
 	}
 	type hit struct {
 		entry

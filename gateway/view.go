@@ -34,6 +34,7 @@ type view struct {
 	levels    logLevels
 	subs      subscriptions
 	peers     peers
+	calls     *callLimit
 
 	waits   sync.WaitGroup // for what goes on in the background, until end
 	ended   context.Context
@@ -49,7 +50,8 @@ type view struct {
 }
 
 func newView(g *Gateway, p auth.Principal, s *session.Session) *view {
-	v := &view{g: g, principal: p, session: s, opened: time.Now(), announced: nothing, waiting: map[string]bool{}}
+	v := &view{g: g, principal: p, session: s, opened: time.Now(), announced: nothing, waiting: map[string]bool{},
+		calls: newCallLimit(g.cfg.Gateway.Limits, g.now)}
 	v.server = g.newServer(v, func() string {
 		if id, ok := p.SessionID(); ok {
 			return id

@@ -28,17 +28,16 @@ const (
 
 // Catalog is what a remote has last listed for a principal.
 type Catalog struct {
-	Remote       string
-	Generation   uint64       // another one: other contents
-	Tools        []Definition // all lists in the remote's order, never changed
-	Prompts      []Definition
-	Resources    []Definition
-	Templates    []Definition // of resources
-	Known        bool         // the tools have been listed at least once
-	Connected    bool         // there is an MCP session at the remote
-	Offers       Capabilities // as the remote declared them when it was last dialed
-	Instructions string
-	Hints        [len(lists{}.of)]CacheHint // of tools, prompts, resources and templates, in this order
+	Remote     string
+	Generation uint64       // another one: other contents
+	Tools      []Definition // all lists in the remote's order, never changed
+	Prompts    []Definition
+	Resources  []Definition
+	Templates  []Definition               // of resources
+	Known      bool                       // the tools have been listed at least once
+	Connected  bool                       // there is an MCP session at the remote
+	Offers     Capabilities               // as the remote declared them when it was last dialed
+	Hints      [len(lists{}.of)]CacheHint // of tools, prompts, resources and templates, in this order
 }
 
 // CacheHint is how long a list may be kept, as a remote of 2026-07-28 says (MCP

@@ -24,7 +24,6 @@ const (
 	goodbyeTimeout   = 2 * time.Second  // of the DELETE that ends an MCP session
 	maxAside         = 8                // messages nobody waits for, at once
 	maxSessionID     = 4096
-	maxInstructions  = 64 << 10
 )
 
 // offered is the protocol version that initialize asks for, accepted what the
@@ -217,22 +216,33 @@ func (c *connection) failed(l *link, err error) {
 		}
 		return
 	}
-	if isLost(err) {
+	failure, _ := errors.AsType[*Failure](err)
+	switch {
+	case isLost(err):
 		c.drop(l, err)
-	} else if failure, ok := errors.AsType[*Failure](err); ok && failure.Status == http.StatusBadRequest {
+	case failure != nil && failure.Status == http.StatusBadRequest:
 		// Servers that do not answer 404 for a session that they do not know
 		// answer this. A new one costs little, and begins with the next request.
 		c.drop(l, nil)
+	case failure != nil && failure.Kind == KindCut:
+		// It may have died, or have dropped this one answer: a look at its lists
+		// tells, and until then it is not called connected.
+		if c.note(l, err) {
+			c.remote.recovery.soon(c)
+		}
 	}
 }
 
-// note changes the state of a live connection.
-func (c *connection) note(l *link, err error) {
+// note changes the state of a live connection; false if it is not the one that
+// counts.
+func (c *connection) note(l *link, err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.link == l {
-		c.settleLocked(err)
+	if c.link != l {
+		return false
 	}
+	c.settleLocked(err)
+	return true
 }
 
 // drop forgets a link that is of no use any more. With an error the remote is
@@ -245,6 +255,9 @@ func (c *connection) drop(l *link, err error) {
 		return
 	}
 	c.unlinkLocked()
+	if _, owned := l.via.(*duplex); owned {
+		c.letGo(l)
+	}
 	if err == nil {
 		c.mu.Unlock()
 		return
@@ -279,7 +292,7 @@ func (c *connection) settleLocked(err error) (news bool) {
 	if news {
 		c.status.Since = time.Now()
 	}
-	c.status.State, c.status.Err = state, err
+	c.status.State, c.status.Err, c.status.Retried = state, err, err != nil && isDown(err)
 	c.wanting.Store(state == StateSignInNeeded)
 	return news
 }
@@ -289,12 +302,22 @@ func (c *connection) unwell(err error, news bool) {
 	if c.session.ctx.Err() != nil {
 		return
 	}
-	level := slog.LevelInfo
-	if isDown(err) {
-		level = slog.LevelWarn
+	down := isDown(err)
+	if down {
 		c.remote.recovery.join(c)
 	} else {
 		c.remote.recovery.leave(c)
+	}
+	level := slog.LevelInfo
+	refusal, _ := errors.AsType[*auth.Error](err)
+	_, required := errors.AsType[*auth.RequiredError](err)
+	switch {
+	case required, errors.Is(err, auth.ErrSignInNeeded):
+		level = slog.LevelDebug // nothing is wrong
+	case refusal != nil && refusal.Kind != auth.KindForbidden:
+		level = slog.LevelDebug // auth has said so
+	case down:
+		level = slog.LevelWarn
 	}
 	if news {
 		c.session.log.Log(c.session.ctx, level, "remote not connected", "remote", c.remote.Name, "error", err)
@@ -377,7 +400,7 @@ func (c *connection) dial(a *attempt) {
 	case err == nil:
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		c.link = l
-		c.catalog.Instructions, c.catalog.Offers = l.instructions, l.offers
+		c.catalog.Offers = l.offers
 		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
 		// Before anybody can see the link, so that none is seen unlisted. Quietly:
 		// the caller that dialed may not need the list.
@@ -480,6 +503,9 @@ func (c *connection) list(a *attempt) {
 	c.listing, c.listed, c.listedAt = nil, a, time.Now()
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
+		if _, owned := a.link.via.(*duplex); owned {
+			c.letGo(a.link)
+		}
 	}
 	news := c.settleLocked(err)
 	changed := err == nil && (news || said)

@@ -59,6 +59,18 @@ const (
 // 2026-07-28, versioning).
 func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 	known := eras(c.remote.eras.Load())
+	if c.remote.Command != nil && known == erasUnknown {
+		// A program that takes its time to start cannot be told from one that does
+		// not answer what it does not know. What all of them know goes first.
+		l, err := c.initialize(ctx, loud, c.owner(), nil)
+		if err == nil {
+			c.remote.eras.Store(int32(eraLegacy))
+		}
+		if err == nil || !speaksOld(err) {
+			return l, err
+		}
+	}
+	var before transport
 	if known != eraLegacy {
 		l, err := c.discover(ctx, loud)
 		if err == nil {
@@ -67,11 +79,18 @@ func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 			}
 			return l, nil
 		}
-		if !speaksOld(err) {
+		_, answered := errors.AsType[*ResponseError](err)
+		switch {
+		case !speaksOld(err):
+			c.abandon(l)
 			return nil, err
+		case answered:
+			before = l.via
+		default:
+			c.abandon(l)
 		}
 	}
-	l, err := c.initialize(ctx, loud, c.owner())
+	l, err := c.initialize(ctx, loud, c.owner(), before)
 	if err == nil {
 		c.remote.eras.Store(int32(eraLegacy))
 		return l, nil
@@ -100,20 +119,22 @@ func speaksOld(err error) bool {
 	return false
 }
 
-// discover asks a remote what it is, in the modern era.
+// discover asks a remote what it is, in the modern era. With an error the link
+// is of no use, but its transport may be.
 func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
 	l := &link{connection: c, modern: true, version: modernVersion, header: c.remote.requestHeader(), profile: json.RawMessage("{}")}
 	l.header[headerProtocol] = []string{modernVersion}
-	via, err := c.open(ctx, l)
-	if err != nil {
-		return nil, err
-	}
-	l.via = via
 	var result json.RawMessage
+	var err error
 	for try := 0; ; try++ {
 		err = c.wire.authorized(ctx, loud, func() (err error) {
-			ctx, cancel := within(ctx, probeTimeout)
+			ctx, cancel := within(ctx, c.remote.patience(probeTimeout))
 			defer cancel()
+			if l.via == nil {
+				if l.via, err = c.open(ctx, l); err != nil {
+					return err
+				}
+			}
 			result, _, err = l.request(ctx, c.ids.Add(1), "server/discover", nil, nil)
 			return err
 		})
@@ -124,11 +145,14 @@ func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
 	if err == nil {
 		err = l.readDiscovery(result)
 	}
-	if err != nil {
+	return l, err
+}
+
+// abandon lets go of a link that came to nothing.
+func (c *connection) abandon(l *link) {
+	if l.via != nil {
 		c.goodbye(l)
-		return nil, err
 	}
-	return l, nil
 }
 
 // offersModern reports whether a refusal of our version names it as one that is
@@ -147,7 +171,7 @@ func offersModern(err error) bool {
 // readDiscovery reads the answer to server/discover.
 func (l *link) readDiscovery(result json.RawMessage) error {
 	r := l.connection.remote
-	got, err := rawjson.Get(result, "supportedVersions", "capabilities", "_meta", "instructions")
+	got, err := rawjson.Get(result, "supportedVersions", "capabilities", "_meta")
 	if err != nil {
 		return r.badAnswer(errors.New("a member twice in its answer to server/discover"))
 	}
@@ -166,7 +190,6 @@ func (l *link) readDiscovery(result json.RawMessage) error {
 			l.readServer(meta[0])
 		}
 	}
-	l.readInstructions(got[3])
 	return nil
 }
 

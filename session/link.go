@@ -28,18 +28,17 @@ const (
 // there are links for clients that a legacy remote may ask something, so that
 // each declares what the client behind its calls can do.
 type link struct {
-	connection   *connection
-	via          transport
-	modern       bool
-	side         bool        // beside the main link
-	header       http.Header // of each request; never changed
-	version      string
-	offers       Capabilities
-	profile      json.RawMessage        // the capabilities that it was opened with
-	level        atomic.Pointer[string] // the log level that it was told, nil for none
-	server       string
-	build        string // the server's version of itself
-	instructions string
+	connection *connection
+	via        transport
+	modern     bool
+	side       bool        // beside the main link
+	header     http.Header // of each request; never changed
+	version    string
+	offers     Capabilities
+	profile    json.RawMessage        // the capabilities that it was opened with
+	level      atomic.Pointer[string] // the log level that it was told, nil for none
+	server     string
+	build      string // the server's version of itself
 
 	ctx       context.Context // ends with the link; set when it is the connection's
 	stop      context.CancelFunc
@@ -134,16 +133,10 @@ func (l *link) readServer(info json.RawMessage) {
 	}
 }
 
-func (l *link) readInstructions(value json.RawMessage) {
-	if text, ok := rawjson.String(value); ok && len(text) <= maxInstructions {
-		l.instructions = text
-	}
-}
-
 // readInitialized reads the answer to initialize.
 func (l *link) readInitialized(result json.RawMessage, header http.Header) error {
 	r := l.connection.remote
-	got, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo", "instructions")
+	got, err := rawjson.Get(result, "protocolVersion", "capabilities", "serverInfo")
 	if err != nil {
 		return r.badAnswer(errors.New("a member twice in its answer to initialize"))
 	}
@@ -161,7 +154,6 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 		return err
 	}
 	l.readServer(got[2])
-	l.readInstructions(got[3])
 	// "The client MUST include the MCP-Protocol-Version: <protocol-version> HTTP
 	// header on all subsequent requests to the MCP server".
 	l.header[headerProtocol] = []string{version}
@@ -178,18 +170,23 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 }
 
 // initialize is the handshake of the legacy era: initialize, and initialized.
-func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage) (*link, error) {
+// Before is the transport of an attempt in the other era, if it is still good.
+func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage, before transport) (*link, error) {
 	params, err := initializeParams(c.session.pool.info, profile)
 	if err != nil {
 		return nil, err
 	}
 	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile}
-	if l.via, err = c.open(ctx, l); err != nil {
-		return nil, err
-	}
 	err = c.wire.authorized(ctx, loud, func() error {
-		ctx, cancel := within(ctx, dialTimeout)
+		ctx, cancel := within(ctx, c.remote.patience(dialTimeout))
 		defer cancel()
+		if l.via == nil {
+			via, err := c.reopened(ctx, l, before)
+			if err != nil {
+				return err
+			}
+			l.via = via
+		}
 		result, header, err := l.request(ctx, c.ids.Add(1), "initialize", params, nil)
 		if err == nil {
 			err = l.readInitialized(result, header)
@@ -197,7 +194,7 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 		return err
 	})
 	if err != nil {
-		c.goodbye(l)
+		c.abandon(l)
 		return nil, c.refusedToBegin(err)
 	}
 	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
@@ -240,9 +237,6 @@ func implementation(name, version string) json.RawMessage {
 	return info
 }
 
-// open returns what carries a new link's messages.
-func (c *connection) open(_ context.Context, _ *link) (transport, error) { return &c.wire, nil }
-
 // sideKey is whose a side link is.
 type sideKey struct {
 	client  any
@@ -269,6 +263,10 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		key.client = from.Client
 	}
 	switch {
+	case c.remote.Command != nil:
+		// One program for each principal: two would get into each other's way.
+		main.heardBy(from.Later)
+		return main, func() {}, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):
@@ -355,7 +353,7 @@ func (c *connection) makeRoomLocked() {
 
 // openSide initializes a side link.
 func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawMessage)) {
-	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile))
+	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile), nil)
 	if err == nil {
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		l.side, l.later = true, later
@@ -423,7 +421,14 @@ func (c *connection) closeSideLocked(key sideKey, s *side) {
 	}
 	if l := s.link; l != nil {
 		l.stop()
-		c.session.spawn(func() { c.goodbye(l) })
+		c.letGo(l)
+	}
+}
+
+// letGo says goodbye in the background.
+func (c *connection) letGo(l *link) {
+	if !c.session.spawn(func() { c.goodbye(l) }) {
+		go c.goodbye(l) // the session is closing, and does not know this link any more
 	}
 }
 
@@ -438,6 +443,7 @@ func (c *connection) dropSide(l *link) {
 				s.idle.Stop()
 			}
 			l.stop()
+			c.letGo(l)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +24,13 @@ import (
 	"gatehouse/auth/guard"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if how := os.Getenv("GATEHOUSE_TEST_PROGRAM"); how != "" {
+		runProgram(how)
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // received is one message as a fake remote got it.
 type received struct {

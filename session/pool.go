@@ -25,7 +25,9 @@ const (
 // Remote is what a connection needs to know of one remote.
 type Remote struct {
 	Name       string
-	URL        string
+	URL        string                          // empty for a command
+	SSE        bool                            // it speaks the deprecated HTTP+SSE transport
+	Command    *Command                        // nil: it is at the URL
 	Headers    http.Header                     // of every request; what the protocol sets itself stays its own; may be nil
 	Timeout    time.Duration                   // of one call; 0: 60 s
 	HTTP       *guard.Client                   // towards this remote, required
@@ -97,7 +99,7 @@ func New(cfg Config) *Pool {
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	for _, r := range cfg.Remotes {
 		made := newRemote(r, cfg.Log)
-		made.recovery = newRecovery(p)
+		made.recovery = newRecovery(p, made)
 		p.remotes = append(p.remotes, made)
 	}
 	return p
@@ -107,7 +109,15 @@ func newRemote(r Remote, log *slog.Logger) *remote {
 	if r.Timeout == 0 {
 		r.Timeout = defaultTimeout
 	}
-	made := &remote{Remote: r, header: http.Header{}, client: r.HTTP.Stream()}
+	made := &remote{Remote: r, header: http.Header{}}
+	if r.Command != nil {
+		made.url, made.display = &url.URL{}, r.Command.Path
+		return made
+	}
+	made.client = r.HTTP.Stream()
+	if r.SSE {
+		made.eras.Store(int32(eraLegacy)) // the transport is older than the modern era
+	}
 	u, err := url.Parse(r.URL)
 	if err != nil {
 		u = &url.URL{} // the guarded client refuses it, and its failure says so

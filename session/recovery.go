@@ -15,6 +15,7 @@ const (
 	maxQuiet      = 16 // connections of one remote that are dialed in the background at once
 	firstRecovery = 500 * time.Millisecond
 	lastRecovery  = 5 * time.Second
+	lastRestart   = time.Minute     // the same for a local command that ends again and again
 	maxRetryAfter = 5 * time.Minute // that a remote can ask for
 )
 
@@ -24,6 +25,7 @@ const (
 // are due when it is back.
 type recovery struct {
 	pool *Pool
+	last time.Duration // the longest pause
 
 	mu       sync.Mutex // guards all below
 	due      map[*connection]struct{}
@@ -34,8 +36,13 @@ type recovery struct {
 	wake     chan struct{} // the remote may be back, or nobody waits any more
 }
 
-func newRecovery(p *Pool) *recovery {
+func newRecovery(p *Pool, r *remote) *recovery {
+	last := lastRecovery
+	if r.Command != nil {
+		last = lastRestart
+	}
 	return &recovery{
+		last:    last,
 		pool:    p,
 		due:     map[*connection]struct{}{},
 		waiting: map[*connection]struct{}{},
@@ -131,7 +138,7 @@ func (r *recovery) signal() {
 // watch tries the remote with one of those who wait, until nobody does.
 func (r *recovery) watch() {
 	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = firstRecovery, lastRecovery
+	pause.InitialInterval, pause.MaxInterval = firstRecovery, r.last
 	pause.RandomizationFactor = 0.2
 	pause.Reset()
 	var asked time.Duration // to wait, by the remote

@@ -375,3 +375,39 @@ func TestGoodbyeIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestKilledInACall: a remote that dies under a call is not called connected a
+// moment longer; one that has only dropped the answer is so again at once, with
+// the MCP session that it had.
+func TestKilledInACall(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fake, n *network, p *Pool) {
+		dies := false
+		f.handle("tools/call", func(http.ResponseWriter, *http.Request, received) {
+			n.down.Store(dies)
+			panic(http.ErrAbortHandler)
+		})
+		s := openMany(t, p, 1)[0]
+		settled(t, s)
+		_, err := s.Call(t.Context(), "notes", "tools/call", nil, nil)
+		failure(t, err, KindCut)
+		synctest.Wait()
+		if st := s.Status("notes"); st.State != StateConnected || st.Err != nil || st.Retried {
+			t.Errorf("it is still there: %+v", st)
+		}
+		if got := len(f.requests("initialize")); got != 1 {
+			t.Errorf("%d MCP sessions for one lost answer", got)
+		}
+		dies = true
+		_, err = s.Call(t.Context(), "notes", "tools/call", nil, nil)
+		failure(t, err, KindCut)
+		if st := s.Status("notes"); st.State != StateUnavailable || !st.Retried {
+			t.Errorf("right after it died: %+v", st)
+		}
+		synctest.Wait()
+		if st := s.Status("notes"); st.State != StateUnavailable || !st.Retried {
+			t.Errorf("after it died: %+v", st)
+		} else {
+			failure(t, st.Err, KindUnreachable)
+		}
+	})
+}

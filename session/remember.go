@@ -69,7 +69,7 @@ func (c *connection) recall() {
 		c.mu.Unlock()
 		return
 	}
-	catalog.Remote, catalog.Generation, catalog.Instructions = c.catalog.Remote, c.catalog.Generation+1, c.catalog.Instructions
+	catalog.Remote, catalog.Generation = c.catalog.Remote, c.catalog.Generation+1
 	if c.link != nil {
 		catalog.Offers = c.link.offers
 	}

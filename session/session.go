@@ -18,7 +18,7 @@ const (
 	StateConnecting   State = "connecting"   // not known yet
 	StateConnected    State = "connected"    // and its tools listed
 	StateSignInNeeded State = "signInNeeded" // it wants a token that there is not
-	StateUnavailable  State = "unavailable"  // it is tried again by itself
+	StateUnavailable  State = "unavailable"  // it failed
 	StateUnsupported  State = "unsupported"  // it speaks another protocol version
 )
 
@@ -27,6 +27,7 @@ type Status struct {
 	State    State
 	Err      error     // why it is not connected; nil if it is, or if it is not known yet
 	Since    time.Time // when it came to that
+	Retried  bool      // it is tried again by itself
 	Tools    int       // as last listed
 	Server   string    // what the remote calls itself
 	Version  string    // and its version
@@ -74,9 +75,6 @@ func newSession(p *Pool, principal auth.Principal, owner json.RawMessage) *Sessi
 	}
 	return s
 }
-
-// Principal returns for whom the session is.
-func (s *Session) Principal() auth.Principal { return s.principal }
 
 // Call sends one request to a remote and returns its result, byte for byte.
 // Params must be valid JSON, an object, or nil for none; they are sent as they

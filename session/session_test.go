@@ -22,7 +22,7 @@ import (
 // sdkServer is a real MCP server with a tool that reports progress.
 func sdkServer(t testing.TB, json bool) string {
 	t.Helper()
-	server := mcp.NewServer(&mcp.Implementation{Name: "real", Version: "7"}, &mcp.ServerOptions{Instructions: "Be kind."})
+	server := mcp.NewServer(&mcp.Implementation{Name: "real", Version: "7"}, nil)
 	type in struct {
 		Steps int `json:"steps"`
 	}
@@ -60,7 +60,7 @@ func TestRealServer(t *testing.T) {
 			s := open(t, newRemoteFor(t, "real", sdkServer(t, tt.json)))
 			catalogs := settled(t, s)
 			if len(catalogs) != 1 || !catalogs[0].Known || len(catalogs[0].Tools) != 1 || catalogs[0].Tools[0].Name != "walk" ||
-				catalogs[0].Tools[0].Description != "walks" || catalogs[0].Instructions != "Be kind." {
+				catalogs[0].Tools[0].Description != "walks" {
 				t.Fatalf("got catalogs %+v", catalogs)
 			}
 			var progress []string
@@ -423,9 +423,6 @@ func TestTwoPrincipals(t *testing.T) {
 		s, err := p.Open(who)
 		if err != nil {
 			t.Fatal(err)
-		}
-		if s.Principal() != who {
-			t.Errorf("got %v's session, want %v's", s.Principal(), who)
 		}
 		settled(t, s)
 		if _, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(`{"who":"`+who.Subject+`"}`), nil); err != nil {

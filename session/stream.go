@@ -67,6 +67,7 @@ func (c *connection) listen(l *link) {
 		c.resubscribe(l)
 	}
 	if _, overHTTP := l.via.(*wire); !overHTTP {
+		l.streamKnown()
 		return // what it has to say comes by itself
 	}
 	pause := backoff.NewExponentialBackOff()

@@ -182,6 +182,10 @@ func (w *wire) post(ctx context.Context, header http.Header, id int64, body []by
 
 // send makes one HTTP request with the token that is held now, if there is one.
 func (w *wire) send(ctx context.Context, method string, header http.Header, body []byte) (*http.Response, error) {
+	return w.sendTo(ctx, method, w.remote.url, header, body)
+}
+
+func (w *wire) sendTo(ctx context.Context, method string, target *url.URL, header http.Header, body []byte) (*http.Response, error) {
 	h := make(http.Header, len(header)+1)
 	maps.Copy(h, header)
 	if w.auth != nil {
@@ -198,7 +202,7 @@ func (w *wire) send(ctx context.Context, method string, header http.Header, body
 		}
 	}
 	req := &http.Request{
-		Method: method, URL: w.remote.url, Host: w.remote.url.Host, Header: h,
+		Method: method, URL: target, Host: target.Host, Header: h,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	if body != nil {

@@ -1,0 +1,337 @@
+package session
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth"
+)
+
+// program is the test binary as a local MCP server; how says in which way.
+func program(t *testing.T, how string, env ...string) Remote {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Remote{Name: "local", Command: &Command{Path: self, Env: append(env, "GATEHOUSE_TEST_PROGRAM="+how)}}
+}
+
+// runProgram is what the test binary does when it is started as a program.
+func runProgram(how string) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "program", Version: "1"}, nil)
+	type nothing struct{}
+	say := func(s string) (*mcp.CallToolResult, any, error) {
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}, nil, nil
+	}
+	mcp.AddTool(server, &mcp.Tool{Name: "pid"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
+		return say(strconv.Itoa(os.Getpid()))
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "env"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
+		return say(strings.Join(os.Environ(), "\n"))
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "die"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
+		os.Exit(3)
+		return nil, nil, nil
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "walk"}, func(ctx context.Context, req *mcp.CallToolRequest, _ nothing) (*mcp.CallToolResult, any, error) {
+		for i := range 3 {
+			err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: req.Params.GetProgressToken(), Progress: float64(i + 1)})
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+		return say("there")
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ nothing) (*mcp.CallToolResult, any, error) {
+		answer, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "well?"})
+		if err != nil {
+			return nil, nil, err
+		}
+		return say(fmt.Sprint(answer.Action, answer.Content["x"]))
+	})
+	switch how {
+	case "noisy":
+		for i := range maxStderrRate + 100 {
+			fmt.Fprintf(os.Stderr, "line %d \x1b[31m\x00 %s\n", i, strings.Repeat("x", 3*maxStderrLine))
+		}
+		fmt.Println("Welcome!")
+		fmt.Println(`{"not":"a message"}`)
+	case "stubborn":
+		signal.Ignore(syscall.SIGTERM)
+		exec.Command("sleep", "1000").Start() // would keep the pipes open
+	case "silent":
+		io.Copy(io.Discard, os.Stdin)
+		return
+	case "flood":
+		line := strings.Repeat("x", 100)
+		for {
+			if _, err := fmt.Println(line); err != nil {
+				return
+			}
+		}
+	case "endless":
+		out := bufio.NewWriterSize(os.Stdout, 1<<20)
+		for {
+			if _, err := out.WriteString(strings.Repeat("x", 1<<20)); err != nil {
+				return
+			}
+		}
+	case "crash":
+		os.Exit(4)
+	}
+	_ = server.Run(context.Background(), &mcp.StdioTransport{})
+	if how == "stubborn" {
+		select {}
+	}
+}
+
+func callText(t *testing.T, s *Session, tool string, from *Caller) string {
+	t.Helper()
+	result, err := s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"`+tool+`","arguments":{},"_meta":{"progressToken":"p"}}`), from)
+	if err != nil {
+		t.Fatalf("%s: %v", tool, err)
+	}
+	var got struct{ Content []struct{ Text string } }
+	if err := json.Unmarshal(result, &got); err != nil || len(got.Content) != 1 {
+		t.Fatalf("%s: got %s", tool, result)
+	}
+	return got.Content[0].Text
+}
+
+// running reports whether a process is there.
+func running(pid string) bool {
+	n, err := strconv.Atoi(pid)
+	return err == nil && syscall.Kill(n, 0) == nil
+}
+
+// TestProgram: a local command is a remote like others: lists, calls, progress
+// in order, and what it asks; it gets the environment that it was given and
+// nothing else, and ends with the session.
+func TestProgram(t *testing.T) {
+	t.Setenv("GATEHOUSE_SECRET", canary)
+	p, written := newPool(t, program(t, "noisy", "MINE=yes"))
+	s, err := p.OpenFor(auth.Local, json.RawMessage(`{"elicitation":{}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	catalogs := settled(t, s)
+	if len(catalogs[0].Tools) != 5 {
+		t.Fatalf("got %+v, %v", catalogs, s.Status("local"))
+	}
+	if got := callText(t, s, "env", nil); !strings.Contains(got, "MINE=yes") || strings.Contains(got, canary) {
+		t.Errorf("its environment: %s", got)
+	}
+	var heard []string
+	from := &Caller{
+		Capabilities: json.RawMessage(`{"elicitation":{}}`),
+		Notify:       func(_ string, params json.RawMessage) { heard = append(heard, string(params)) },
+		Ask: func(_ context.Context, method string, _ json.RawMessage) (json.RawMessage, error) {
+			return json.RawMessage(`{"action":"accept","content":{"x":"` + method + `"}}`), nil
+		},
+	}
+	callText(t, s, "walk", from)
+	want := []string{`{"progressToken":"p","progress":1}`, `{"progressToken":"p","progress":2}`, `{"progressToken":"p","progress":3}`}
+	if !slices.Equal(heard, want) {
+		t.Errorf("heard %q", heard)
+	}
+	if got := callText(t, s, "ask", from); got != "acceptelicitation/create" {
+		t.Errorf("got %q", got)
+	}
+	pid := callText(t, s, "pid", nil)
+	if other := callText(t, s, "pid", from); other != pid {
+		t.Errorf("two processes for one principal: %s, %s", pid, other)
+	}
+	p.Close()
+	if running(pid) {
+		t.Error("it outlived the session")
+	}
+	log := written.String()
+	if strings.Contains(log, "\x1b") || strings.Contains(log, `line="line 150`) || !strings.Contains(log, `line="line 20 `) || strings.Contains(log, strings.Repeat("x", 2*maxStderrLine)) {
+		t.Error("stderr is not logged within its bounds")
+	}
+}
+
+// TestProgramDies: the call that it dies in says that it may have been carried
+// out; then it is started again.
+func TestProgramDies(t *testing.T) {
+	s := open(t, program(t, "plain"))
+	settled(t, s)
+	before := callText(t, s, "pid", nil)
+	_, err := s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"die","arguments":{}}`), nil)
+	if f := failure(t, err, KindCut); !strings.Contains(f.Say, "check before you repeat it") {
+		t.Errorf("got %q", f.Say)
+	}
+	changed := make(chan struct{}, 10)
+	defer s.OnChange(func() { changed <- struct{}{} })()
+	var after string
+	for {
+		// It may not be noticed at once that it has died.
+		result, err := s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"pid","arguments":{}}`), nil)
+		if err == nil {
+			after = string(result)
+			break
+		}
+		failure(t, err, KindUnreachable)
+	}
+	if strings.Contains(after, before) {
+		t.Error("the same process")
+	}
+}
+
+// TestProgramEnds: a program that does not want to end is killed, with what it
+// has started.
+func TestProgramEnds(t *testing.T) {
+	p, _ := newPool(t, program(t, "stubborn", "PATH="+os.Getenv("PATH")))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	pid := callText(t, s, "pid", nil)
+	began := time.Now()
+	p.Close()
+	if running(pid) {
+		t.Error("it is still there")
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// TestBadPrograms: each fails with a sentence, and harms nobody else.
+func TestBadPrograms(t *testing.T) {
+	good := newFake(t)
+	for how, want := range map[string]string{
+		"crash": "ended before it answered", "flood": "ended before it answered", "endless": "ended before it answered",
+	} {
+		t.Run(how, func(t *testing.T) {
+			bad := program(t, how)
+			s := open(t, bad, newRemoteFor(t, "notes", good.URL))
+			settled(t, s)
+			if st := s.Status("local"); st.State != StateUnavailable || st.Err == nil || !strings.Contains(st.Err.Error(), want) {
+				t.Errorf("got %+v", st)
+			}
+			if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("missing", func(t *testing.T) {
+		s := open(t, Remote{Name: "local", Command: &Command{Path: "gatehouse-no-such-program"}})
+		_, err := s.Call(t.Context(), "local", "tools/call", nil, nil)
+		if f := failure(t, err, KindUnreachable); !strings.Contains(f.Say, "gatehouse-no-such-program is not found") {
+			t.Errorf("got %q", f.Say)
+		}
+	})
+	t.Run("silent", func(t *testing.T) {
+		r := program(t, "silent")
+		r.Timeout = 100 * time.Millisecond
+		s := open(t, r)
+		_, err := s.Call(t.Context(), "local", "tools/call", nil, nil)
+		failure(t, err, KindTimeout)
+	})
+}
+
+// TestLegacySSE: a server of the deprecated transport, the SDK's own.
+func TestLegacySSE(t *testing.T) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "old", Version: "1"}, nil)
+	mcp.AddTool(server, &mcp.Tool{Name: "pid"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: req.Params.GetProgressToken(), Progress: 1})
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: "old"}}}, nil, err
+	})
+	handler := mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return server }, nil)
+	door := &door{remote: "local"}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer let-me-in" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	r := newRemoteFor(t, "local", srv.URL)
+	r.SSE = true
+	r.Authorizer = func(auth.Principal) Authorizer { return door }
+	s := open(t, r)
+	_, err := s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"pid","arguments":{}}`), nil)
+	if _, ok := errors.AsType[*auth.RequiredError](err); !ok {
+		t.Fatalf("got %v, want a sign-in", err)
+	}
+	door.signIn("let-me-in")
+	var heard []string
+	if got := callText(t, s, "pid", &Caller{Notify: func(_ string, params json.RawMessage) { heard = append(heard, string(params)) }}); got != "old" {
+		t.Errorf("got %q", got)
+	}
+	if !slices.Equal(heard, []string{`{"progressToken":"p","progress":1}`}) {
+		t.Errorf("heard %q", heard)
+	}
+	// A cut stream is opened again with the next call.
+	srv.CloseClientConnections()
+	for {
+		_, err := s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"pid","arguments":{}}`), nil)
+		if err == nil {
+			break
+		}
+		if _, ok := errors.AsType[*Failure](err); !ok {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestHostileSSE: the POSTs, and the token in them, go to the same server only.
+func TestHostileSSE(t *testing.T) {
+	other := newFake(t)
+	for _, endpoint := range []string{other.URL, "javascript:alert(1)", "//127.0.0.1:1/x", "http://user:pw@" + "x/", "\x7f", ""} {
+		t.Run(endpoint, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				fmt.Fprintf(w, "event: endpoint\ndata: %s\n\n", endpoint)
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}))
+			defer srv.Close()
+			r := newRemoteFor(t, "local", srv.URL)
+			r.SSE = true
+			p, _ := newPool(t, r)
+			s, err := p.Open(auth.Local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if endpoint == "" {
+				// It is this very URL, which answers nothing useful.
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				if _, err = s.Call(ctx, "local", "tools/call", nil, nil); err == nil {
+					t.Error("no error")
+				}
+			} else {
+				_, err = s.Call(t.Context(), "local", "tools/call", nil, nil)
+				failure(t, err, KindBadAnswer)
+			}
+			p.Close()
+		})
+	}
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	if len(other.got) > 0 {
+		t.Errorf("another server was asked: %v", other.got)
+	}
+}
