@@ -14,9 +14,9 @@ import (
 // office is an organisation with one identity provider and a remote for each way
 // of using its logins.
 type office struct {
-	idp, crmAS                *authtest.AS
-	crm, files, wiki, reports *authtest.Remote
-	gw                        *process
+	idp, crmAS       *authtest.AS
+	crm, files, wiki *authtest.Remote
+	gw               *process
 }
 
 // newOffice starts it all; settings are of gateway.auth, beside issuer and client.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
 
@@ -114,7 +115,7 @@ func TestKeyFields(t *testing.T) {
 		case time.Time:
 			return // of the subject's token, which is another one then
 		default:
-			if v.Type() != reflect.TypeOf(f.http) {
+			if v.Type() != reflect.TypeFor[*guard.Client]() {
 				t.Fatalf("%s: a field of a type that this test does not know: %s", path, v.Type())
 			}
 			v.Set(reflect.ValueOf(other))
