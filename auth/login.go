@@ -320,7 +320,8 @@ func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, was secret.
 	}
 	set := b.keys.set
 	b.keys.mu.Unlock()
-	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, set, rp.WithSupportedSigningAlgorithms(
+	// The clocks may differ a little, and a token about to expire is of no use.
+	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, set, rp.WithIssuedAtOffset(freshEnough), rp.WithSupportedSigningAlgorithms(
 		"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"))
 	claims, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, token.Value(), verifier)
 	if err != nil {
