@@ -676,9 +676,9 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		{"sessions", &g.Limits.Sessions, 10_000, 1, 1_000_000},
 		{"flowsPerPrincipal", &g.Limits.FlowsPerPrincipal, 10, 1, 1_000},
 		{"bodyBytes", &g.Limits.BodyBytes, 4 << 20, 1, 1 << 30},
-		{"exchangeCache", &g.Limits.ExchangeCache, 10_000, 1, 1_000_000},
 		{"callsInFlight", &g.Limits.CallsInFlight, 64, 1, 100_000},
 		{"callsPerSecond", &g.Limits.CallsPerSecond, 0, 0, 100_000},
+		{"exchangeCache", &g.Limits.ExchangeCache, 10_000, 1, 1_000_000},
 	} {
 		path := at + ".limits." + limit.name
 		if !r.given(path) {

@@ -194,7 +194,6 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"limits": {"sessions": 1.5}`), "must be a whole number"},
 		{settings(`"limits": {"callsInFlight": 0}`), "from 1 to"},
 		{settings(`"limits": {"callsPerSecond": -1}`), "from 0 to"},
-		{settings(`"limits": {"exchangeCache": 0}`), "must be from 1"},
 		{settings(`"log": {"level": "loud"}`), "debug, info"},
 		{settings(`"unknown": 1`), "unknown key"},
 		{strings.Repeat(`{"a":`, 200), "nested more than"},

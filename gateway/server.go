@@ -61,6 +61,7 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 			g.unsubscribe(ctx, caller{view: v, client: req.Session}, req.Params.URI)
 			return nil
 		},
+		//lint:ignore SA1019 deprecated in 2026-07-28, not removed: legacy remotes ask for roots
 		RootsListChangedHandler: func(_ context.Context, req *mcp.RootsListChangedRequest) {
 			v.session.RootsChanged(req.Session)
 		},
