@@ -374,7 +374,9 @@ func TestForwardAudience(t *testing.T) {
 
 	// One for several is for each; an opaque token tells nothing.
 	o = newOffice(t, func(o *office, c *auth.Config) {
-		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"aud": []string{"gatehouse", "wiki-client"}, "azp": "gatehouse"} })
+		o.idp.Set(func(k *authtest.ASKnobs) {
+			k.IDToken = map[string]any{"aud": []string{"gatehouse", "wiki-client"}, "azp": "gatehouse"}
+		})
 		c.Remotes[1].Audience = "wiki-client"
 		c.Remotes[0].Type, c.Remotes[0].SubjectTokenType = auth.TypeForward, exchange.TypeAccessToken
 	})
