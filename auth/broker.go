@@ -31,6 +31,8 @@ type Remote struct {
 	CallbackPath            string      // for a pre-registered client that needs another; empty: the gateway's
 	Scopes                  []string    // instead of what discovery says; empty: discovery
 
+	SSOGroup string // remotes of one group share sign-ins; empty: none
+
 	HTTP *guard.Client // required: towards the remote's documents and its authorization server
 
 	// How one signs in there: one of the Type constants; empty: [TypeOAuth]. What
@@ -118,6 +120,7 @@ type Broker struct {
 	mu     sync.RWMutex // guards what follows
 	closed bool         // no more work is added to wg
 	holds  map[key]*hold
+	loans  map[key]loan // by who borrows
 	starts map[key]*startCall
 }
 
@@ -198,6 +201,7 @@ func New(c Config) (*Broker, error) {
 		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
 		slots:        slots,
 		holds:        map[key]*hold{},
+		loans:        map[key]loan{},
 		starts:       map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {

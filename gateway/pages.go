@@ -124,6 +124,13 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	g.sendAway(w, r, start)
+	return nil
+}
+
+// sendAway sends a browser to an authorization server, with the proof that it
+// will be the same when it comes back.
+func (g *Gateway) sendAway(w http.ResponseWriter, r *http.Request, start *auth.Start) {
 	http.SetCookie(w, &http.Cookie{
 		Name:     start.Cookie.Name,
 		Value:    start.Cookie.Value.Value(),
@@ -135,7 +142,6 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 		SameSite: http.SameSiteLaxMode,
 	})
 	http.Redirect(w, r, start.RedirectURL, http.StatusSeeOther)
-	return nil
 }
 
 // onLoopback reports whether browsers reach the gateway on their own machine.
@@ -210,6 +216,10 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		return err
+	}
+	if finished.Again != nil {
+		g.sendAway(w, r, finished.Again)
+		return nil
 	}
 	// The person has signed in, even if their browser leaves now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)

@@ -566,6 +566,12 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	if remote == auth.LoginRemote {
 		remote = "your login at the gateway"
 	}
+	if len(held.Shared) > 0 {
+		for _, mate := range held.Shared {
+			c.view.session.Disconnect(mate)
+		}
+		remote = strings.Join(held.Shared, ", ") + " (one sign-in for the group)"
+	}
 	if revoked {
 		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."
 	}
