@@ -273,7 +273,7 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	}
 	defer listener.Close()
 	base := localURL(cfg.Gateway.Listen, listener.Addr())
-	store, err := openStore(cfg, "memory", log)
+	store, err := openStore(ctx, cfg, "memory", log)
 	if err != nil {
 		return err
 	}

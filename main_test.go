@@ -59,6 +59,15 @@ type process struct {
 	mu   sync.Mutex // guards log
 	log  bytes.Buffer
 	wait func() error // until it has ended; kills it when that takes too long
+
+	killed bool // by the test
+}
+
+// kill ends the process without a warning.
+func (p *process) kill() {
+	p.killed = true
+	p.cmd.Process.Kill()
+	p.wait()
 }
 
 // end asks the process to end, as an operator does.
@@ -141,7 +150,7 @@ func start(t *testing.T, urlKey string, args []string, env ...string) *process {
 		return p.cmd.Wait()
 	})
 	t.Cleanup(func() {
-		if err := p.end(); err != nil {
+		if err := p.end(); err != nil && !p.killed {
 			t.Errorf("gatehouse did not end well: %v", err)
 		}
 		if t.Failed() {
