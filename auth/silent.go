@@ -79,7 +79,7 @@ func (s *silent) token(ctx context.Context, p Principal) (*oauth2.Token, error) 
 			return nil, nil // its challenge tells
 		}
 	}
-	token, err := s.fetch(ctx, p, f, challenge{})
+	token, err := s.fetch(ctx, p, f)
 	if errors.Is(err, ErrSignInNeeded) {
 		return nil, nil
 	}
@@ -116,7 +116,7 @@ func (s *silent) another(ctx context.Context, p Principal, f *found, sent string
 			return s.failed(p, s.unwanted())
 		}
 	}
-	token, err := s.fetch(ctx, p, f, challenge{})
+	token, err := s.fetch(ctx, p, f)
 	switch {
 	case err != nil:
 		return err
@@ -163,13 +163,13 @@ func (s *silent) known() *found {
 
 // fetch returns a token of the principal, or [ErrSignInNeeded] if it takes a
 // login at the gateway that is not there.
-func (s *silent) fetch(ctx context.Context, p Principal, f *found, ch challenge) (*oauth2.Token, error) {
+func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Token, error) {
 	if s.r.Type == TypeForward {
 		return s.forward(ctx, p)
 	}
 	if f == nil {
 		var err error
-		if f, err = s.find(ctx, ch); err != nil {
+		if f, err = s.find(ctx, challenge{}); err != nil {
 			return nil, s.failed(p, err)
 		}
 	}
@@ -186,10 +186,23 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found, ch challenge)
 	}
 	token, err := s.b.exchanger.Token(ctx, subject, f.target)
 	if err != nil {
+		s.doubt(f, err)
 		return nil, s.failed(p, s.explain(err))
 	}
 	s.worked(p)
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
+}
+
+// doubt has the next one look again for where tokens come from: servers move.
+func (s *silent) doubt(f *found, err error) {
+	if _, ok := errors.AsType[*endpoint.Error](err); !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.found == f {
+		s.found = nil
+	}
 }
 
 // worked forgets what failed.

@@ -241,6 +241,32 @@ func TestLoginServesAll(t *testing.T) {
 	}
 }
 
+// A login that came another way, the browser's at the gateway, serves as well.
+func TestKeepLogin(t *testing.T) {
+	o := newOffice(t, nil)
+	carol := auth.Principal{Issuer: o.idp.Issuer(), Subject: "carol"}
+	tokens := auth.LoginTokens{ID: secret.New(o.idp.IDTokenFor("carol", "another")), Access: secret.New(o.idp.Mint("carol", ""))}
+	if err := o.KeepLogin(t.Context(), carol, tokens); err == nil {
+		t.Error("an ID token for somebody else was kept")
+	}
+	o.link(carol, "files")
+	tokens.ID = secret.New(o.idp.IDTokenFor("carol", "gatehouse"))
+	if err := o.KeepLogin(t.Context(), carol, tokens); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"files", "wiki", "crm"} {
+		o.works(carol, name)
+	}
+	if s := o.Status(carol, "files"); !s.SignedIn || s.Account != "carol" {
+		t.Errorf("status: %+v", s)
+	}
+	o.link(alice, "files")
+	if _, err := o.SignOut(t.Context(), carol, auth.LoginRemote); err != nil {
+		t.Fatal(err)
+	}
+	o.link(carol, "files")
+}
+
 // A login whose ID token runs out is renewed without anybody; nothing is
 // exchanged for one that is over.
 func TestLoginIsRenewed(t *testing.T) {
@@ -415,6 +441,24 @@ func TestUnwanted(t *testing.T) {
 	for _, name := range []string{"files", "crm", "jobs", "wiki"} {
 		o.remote(name).Set(func(k *authtest.RemoteKnobs) { k.MCP = nil })
 		o.works(alice, name)
+	}
+}
+
+// A remote that moves to another authorization server is followed there.
+func TestMachineFollows(t *testing.T) {
+	o := newOffice(t, nil)
+	o.works(alice, "jobs")
+	next := authtest.NewAS(t)
+	next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
+	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusNotFound) })
+	o.jobs.Set(func(k *authtest.RemoteKnobs) { k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}} })
+	o.clock.Advance(2 * time.Hour)
+	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
+		t.Errorf("at the old server: %q", say)
+	}
+	o.fails(alice, "jobs") // the remote trusts the old server alone, in this test
+	if n := next.Count(authtest.EndpointToken); n == 0 {
+		t.Error("the new server was not asked")
 	}
 }
 

@@ -268,11 +268,17 @@ var signInBy = map[string]string{
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
 	say, all := g.report(ctx, c.view, true)
-	return toolText(say, map[string]any{
+	structured := map[string]any{
 		"version":  g.version,
 		"identity": identity(c.view.principal),
 		"remotes":  all,
-	})
+	}
+	if cache := g.auth.Exchanges(); cache.Hits+cache.Misses > 0 {
+		structured["exchange_cache"] = map[string]any{
+			"hits": cache.Hits, "misses": cache.Misses, "size": cache.Size, "evictions": cache.Evictions,
+		}
+	}
+	return toolText(say, structured)
 }
 
 // Status is what gateway_status says to the local user; without links where
