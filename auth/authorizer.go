@@ -38,6 +38,15 @@ func (a *Authorizer) Token(ctx context.Context) (*oauth2.Token, error) {
 	} else if a.silent != nil {
 		return a.silent.token(ctx, a.key.principal)
 	}
+	token, err := a.own(ctx)
+	if token != nil || err != nil {
+		return token, err
+	}
+	return a.lent(ctx)
+}
+
+// own is Token for the remote's own grant.
+func (a *Authorizer) own(ctx context.Context) (*oauth2.Token, error) {
 	b := a.b
 	h, err := b.held(ctx, a.key, a.remote)
 	if h == nil || err != nil {
@@ -123,6 +132,18 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 	if a.silent != nil {
 		return a.silent.renew(ctx, a.key.principal, resp)
 	}
+	err := a.renewOwn(ctx, resp)
+	if errors.Is(err, ErrSignInNeeded) && a.remote != nil && a.remote.SSOGroup != "" {
+		return a.borrow(ctx, resp)
+	}
+	return err
+}
+
+// renewOwn is Renew for the remote's own grant.
+func (a *Authorizer) renewOwn(ctx context.Context, resp *http.Response) error {
+	if a.remote == nil {
+		return ErrUnknownRemote
+	}
 	sent := sentToken(resp)
 	a.b.mu.RLock()
 	h := a.b.holds[a.key]
@@ -130,7 +151,7 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 	if h != nil {
 		a.b.current(ctx, h, 0) // another process may have another token already
 	}
-	token, err := a.Token(ctx)
+	token, err := a.own(ctx)
 	switch {
 	case err != nil:
 		return err

@@ -49,6 +49,7 @@ type flowFacts struct {
 	States    []stateRef
 	Ended     bool
 	Outcome   Outcome
+	Prompt    bool // the authorization server wants to show something: no more tries without
 
 	Frozen      discovered
 	RedirectURI string
@@ -322,8 +323,9 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 		return nil, ErrFlowUnknown
 	}
 	id, cookie := randomText(), randomText()
+	silently := b.unprompted(ctx, f)
 	s := &state{
-		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife)},
+		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife), Unprompted: silently},
 		Verifier:   secret.New(oauth2.GenerateVerifier()),
 	}
 	if err := b.putState(ctx, id, s); err != nil {
@@ -361,6 +363,9 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 		// RFC 8707; MCP authorization: the parameter "MUST be included in both
 		// authorization requests and token requests".
 		options = append(options, oauth2.SetAuthURLParam("resource", f.Frozen.Resource))
+	}
+	if silently {
+		options = append(options, oauth2.SetAuthURLParam("prompt", "none"))
 	}
 	return &Start{
 		RedirectURL: conf.AuthCodeURL(id, options...),
@@ -649,6 +654,7 @@ type stateFacts struct {
 	Flow       string
 	CookieHash string
 	Expires    time.Time
+	Unprompted bool // the authorization server was asked to show nothing
 }
 
 // stateRecord is a state's form in the store.
