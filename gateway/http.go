@@ -275,6 +275,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if g.refuseCall(w, client.view, method) {
 		return
 	}
+	if r.Method == http.MethodPost && g.serveShortLegacy(w, r, client, method) {
+		return
+	}
 	if r.Method == http.MethodDelete {
 		client.leave() // nobody waits for its calls any more
 	}
@@ -377,8 +380,8 @@ func withServer(r *http.Request, s *mcp.Server) *http.Request {
 
 // readBody is the body of a request that has been read already.
 type readBody struct {
-	*bytes.Reader
-	raw []byte
+	*bytes.Reader // as the SDK gets it
+	raw           []byte
 }
 
 // Close does nothing.
@@ -402,11 +405,12 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		http.Error(w, "the request body could not be read", http.StatusBadRequest)
 		return "", false
 	}
+	received := body
 	if body, err = smuggleResponse(body); err != nil {
 		http.Error(w, "the response could not be read", http.StatusBadRequest)
 		return "", false
 	}
-	r.Body = &readBody{bytes.NewReader(body), body}
+	r.Body = &readBody{bytes.NewReader(body), received}
 	members, err := rawjson.Get(body, "method", "params")
 	if err != nil {
 		return "", true // a batch, or nothing that the SDK will take
