@@ -41,31 +41,50 @@ const (
 
 // openStore opens the configured store; fallback is the type where the config
 // names none.
-func openStore(cfg *gateway.Config, fallback string, log *slog.Logger) (auth.Store, error) {
+func openStore(ctx context.Context, cfg *gateway.Config, fallback string, log *slog.Logger) (auth.Store, error) {
 	s := cfg.Gateway.Store
 	if s.Type == "" {
 		s.Type = fallback
 	}
-	if s.Type != "file" {
+	if s.Type == "memory" {
 		return auth.NewMemory(auth.MemoryConfig{}), nil
 	}
-	c := auth.FileConfig{Dir: cfg.Path(s.Path), Log: log}
+	var keyFile string
+	if s.KeyFile != "" {
+		keyFile = cfg.Path(s.KeyFile)
+	}
+	var keys secret.Text
+	if s.KeyEnv != "" {
+		value, ok := os.LookupEnv(s.KeyEnv)
+		if !ok {
+			return nil, usageError{fmt.Errorf("gateway.store.keyEnv: the environment variable %s is not set", s.KeyEnv)}
+		}
+		keys = secret.New(value)
+	}
+	if s.Type == "redis" {
+		c := auth.RedisConfig{URL: s.URL, Prefix: s.Prefix, KeyFile: keyFile, Keys: keys, Log: log}
+		if s.CA != "" {
+			pem, err := os.ReadFile(cfg.Path(s.CA))
+			if err != nil {
+				return nil, usageError{fmt.Errorf("reading gateway.store.ca: %w", err)}
+			}
+			c.CA = pem
+		}
+		store, err := auth.OpenRedis(ctx, c)
+		if errors.Is(err, auth.ErrKey) || errors.Is(err, auth.ErrWrongKey) {
+			return nil, usageError{err}
+		} else if err != nil {
+			return nil, err
+		}
+		return store, nil
+	}
+	c := auth.FileConfig{Dir: cfg.Path(s.Path), KeyFile: keyFile, Keys: keys, Log: log}
 	if s.Path == "" {
 		dir, err := stateDir()
 		if err != nil {
 			return nil, usageError{fmt.Errorf("there is no place for the store: %w; set gateway.store.path", err)}
 		}
 		c.Dir = dir
-	}
-	if s.KeyFile != "" {
-		c.KeyFile = cfg.Path(s.KeyFile)
-	}
-	if s.KeyEnv != "" {
-		keys, ok := os.LookupEnv(s.KeyEnv)
-		if !ok {
-			return nil, usageError{fmt.Errorf("gateway.store.keyEnv: the environment variable %s is not set", s.KeyEnv)}
-		}
-		c.Keys = secret.New(keys)
 	}
 	store, err := auth.OpenFile(c)
 	if err != nil {
@@ -103,6 +122,9 @@ func identity(cfg *gateway.Config, store auth.Store) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q\n", file.Dir())
 	for _, server := range cfg.Running() {
+		if server.URL == nil {
+			continue
+		}
 		fmt.Fprintf(h, "%q %q %q %q\n", server.Name, server.URL, server.Auth.ClientID, server.Auth.Issuer)
 	}
 	return hex.EncodeToString(h.Sum(nil))
@@ -123,7 +145,7 @@ type local struct {
 
 // openLocal builds the house on the file store and finds out who serves its pages.
 func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger) (*local, error) {
-	store, err := openStore(cfg, "file", log)
+	store, err := openStore(ctx, cfg, "file", log)
 	if err != nil {
 		return nil, err
 	}

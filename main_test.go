@@ -23,7 +23,7 @@ import (
 // The tests run the real binary: testscript puts this test binary on the PATH
 // under the name gatehouse.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"gatehouse": main, "conformance-driver": conformanceDriver, "conformance-router": conformanceRouter})
+	testscript.Main(m, map[string]func(){"gatehouse": main, "conformance-driver": conformanceDriver, "conformance-router": conformanceRouter, "load-server": loadServer})
 }
 
 // TestScripts runs the command line, testdata/*.txtar.
@@ -59,6 +59,15 @@ type process struct {
 	mu   sync.Mutex // guards log
 	log  bytes.Buffer
 	wait func() error // until it has ended; kills it when that takes too long
+
+	killed bool // by the test
+}
+
+// kill ends the process without a warning.
+func (p *process) kill() {
+	p.killed = true
+	p.cmd.Process.Kill()
+	p.wait()
 }
 
 // end asks the process to end, as an operator does.
@@ -141,7 +150,7 @@ func start(t *testing.T, urlKey string, args []string, env ...string) *process {
 		return p.cmd.Wait()
 	})
 	t.Cleanup(func() {
-		if err := p.end(); err != nil {
+		if err := p.end(); err != nil && !p.killed {
 			t.Errorf("gatehouse did not end well: %v", err)
 		}
 		if t.Failed() {

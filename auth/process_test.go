@@ -22,6 +22,7 @@ import (
 
 	"gatehouse/auth"
 	"gatehouse/auth/guard"
+	"gatehouse/auth/secret"
 )
 
 // The test binary starts itself as the other processes. What such a child is to
@@ -32,6 +33,8 @@ const (
 	childPoint = "GATEHOUSE_TEST_POINT" // where it dies: "name of the point#which time"
 	childURL   = "GATEHOUSE_TEST_URL"   // of the provider
 	childEpoch = "GATEHOUSE_TEST_EPOCH" // of its clock: unix nanoseconds
+	childRedis = "GATEHOUSE_TEST_REDIS" // the URL of a Redis store, instead of the directory
+	childKeys  = "GATEHOUSE_TEST_KEYS"  // of it
 )
 
 var roles = map[string]func() error{
@@ -335,7 +338,14 @@ func childBroker(remotes int, pace time.Duration) (b *auth.Broker, end func(), e
 	base := newClock().Now().Add(2 * time.Hour)
 	now := func() time.Time { return base.Add(time.Since(begun) * pace) }
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	f, err := auth.OpenFile(auth.FileConfig{Dir: os.Getenv(childDir), Log: log, Now: now})
+	var f auth.Store
+	if url := os.Getenv(childRedis); url != "" {
+		f, err = auth.OpenRedis(context.Background(), auth.RedisConfig{
+			URL: secret.New(url), Prefix: "gatehouse:", Keys: secret.New(os.Getenv(childKeys)), Log: log, Now: now,
+		})
+	} else {
+		f, err = auth.OpenFile(auth.FileConfig{Dir: os.Getenv(childDir), Log: log, Now: now})
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -390,15 +400,27 @@ func childRotates() error {
 // Eight processes use the same grants, whose tokens expire all the time, at an
 // authorization server that takes each refresh token once.
 func TestProcessesRefreshOnce(t *testing.T) {
+	t.Run("file", func(t *testing.T) {
+		w := newFileWorld(t, rotated)
+		w.refreshOnce(map[string]string{childDir: w.dir})
+	})
+	t.Run("redis", func(t *testing.T) {
+		w := &world{t: t, p: newProvider(t), clock: newClock(), log: &lockedBuffer{}}
+		url, keys, open := auth.RedisServer(t)
+		w.store = open(w.clock.Now)
+		w.Broker = w.broker(rotated, nil)
+		w.refreshOnce(map[string]string{childRedis: url, childKeys: keys})
+	})
+}
+
+func (w *world) refreshOnce(env map[string]string) {
 	const processes = 8
-	w := newFileWorld(t, rotated)
+	t := w.t
 	w.p.set(func() { w.p.rotate = true })
 	for i := range rotated {
 		w.signIn(auth.Local, fmt.Sprintf("r%d", i))
 	}
-	env := map[string]string{
-		childDir: w.dir, childURL: w.p.url(""), childEpoch: strconv.FormatInt(time.Now().UnixNano(), 10),
-	}
+	env[childURL], env[childEpoch] = w.p.url(""), strconv.FormatInt(time.Now().UnixNano(), 10)
 	var wg sync.WaitGroup
 	for range processes {
 		cmd := spawn(t, "rotate", env)

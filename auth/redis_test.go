@@ -112,6 +112,16 @@ func RedisForTests(t *testing.T, limits map[string]int, now func() time.Time) (a
 	return openRedis(t, c), openRedis(t, c)
 }
 
+// RedisServer starts a server for processes that share it.
+func RedisServer(t *testing.T) (url, keys string, open func(now func() time.Time) Store) {
+	s := startRedis(t)
+	return s.url(), redisKey.Value(), func(now func() time.Time) Store {
+		c := s.config()
+		c.Now = now
+		return openRedis(t, c)
+	}
+}
+
 // TestRedisKeys: the wrong key does not start, and changes nothing; a second
 // one opens what the first has sealed; what is no key is refused.
 func TestRedisKeys(t *testing.T) {

@@ -102,10 +102,13 @@ type Audit struct {
 
 // Store is where sign-ins are kept.
 type Store struct {
-	Type    string // memory | file; empty: what the command has as its default
-	Path    string // of the file store's directory; empty: in the user's state directory
-	KeyFile string // empty: a key file in the directory
-	KeyEnv  string // the environment variable that holds the keys, instead of a file
+	Type    string      // memory | file | redis; empty: what the command has as its default
+	Path    string      // of the file store's directory; empty: in the user's state directory
+	URL     secret.Text // of Redis: it may hold a password
+	Prefix  string      // of every key in Redis
+	CA      string      // a file that adds to the system's roots for Redis
+	KeyFile string      // empty: for the file store a key file in the directory
+	KeyEnv  string      // the environment variable that holds the keys, instead of a file
 }
 
 // OAuth is about signing in to remotes.
@@ -201,9 +204,9 @@ type storeFile struct {
 	KeyFile string `json:"keyFile"`
 	KeyEnv  string `json:"keyEnv"`
 
-	URL     string `json:"url" later:"true"`
-	Prefix  string `json:"prefix" later:"true" default:"gatehouse:"`
-	CA      string `json:"ca" later:"true"`
+	URL     string `json:"url"`
+	Prefix  string `json:"prefix"`
+	CA      string `json:"ca"`
 	Keyring bool   `json:"keyring" later:"true"`
 }
 
@@ -644,11 +647,14 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 			MetadataPath: or(f.OAuth.MetadataPath, "/.well-known/oauth-client.json"), ClientMetadataURL: f.OAuth.ClientMetadataURL,
 			CallbackPath: or(f.OAuth.CallbackPath, "/oauth/callback"), CallbackPort: f.OAuth.CallbackPort,
 		},
-		Limits:  f.Limits,
-		Log:     Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
+		Limits: f.Limits,
+		Log:    Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
+		Store: Store{
+			Type: f.Store.Type, Path: f.Store.Path, URL: secret.New(f.Store.URL), Prefix: f.Store.Prefix, CA: f.Store.CA,
+			KeyFile: f.Store.KeyFile, KeyEnv: f.Store.KeyEnv,
+		},
 		Metrics: f.Metrics, Audit: f.Audit, TLS: f.TLS,
 		TrustedProxies: checkAddresses(r, at+".trustedProxies", f.TrustedProxies),
-		Store:          Store{f.Store.Type, f.Store.Path, f.Store.KeyFile, f.Store.KeyEnv},
 	}
 	if say := checkListen(g.Listen); say != "" {
 		r.problem(at+".listen", "%s", say)
@@ -719,16 +725,29 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 
 func checkStore(r *reader, at string, s *Store) {
 	switch s.Type {
-	case "redis":
-		r.problem(at+".type", "%q is %s: file or memory is what there is", s.Type, notYet)
-	case "memory", "file":
+	case "memory", "file", "redis":
 	default:
 		if r.given(at + ".type") {
-			r.problem(at+".type", "must be memory or file")
+			r.problem(at+".type", "must be memory, file or redis")
 		}
 	}
-	if s.Type != "file" && (s.Path != "" || s.KeyFile != "" || s.KeyEnv != "") {
+	keyed := s.KeyFile != "" || s.KeyEnv != ""
+	switch {
+	case s.Type == "redis" && s.Path != "":
+		r.problem(at+".path", `is of the file store: Redis is at its "url"`)
+	case s.Type == "redis" && s.URL.IsEmpty():
+		r.problem(at, `needs the "url" of the Redis server, such as rediss://user:${PASSWORD}@redis.example.com:6379/0`)
+	case s.Type == "redis" && !keyed:
+		r.problem(at, `needs a "keyFile" or "keyEnv", the same for all replicas: what is in Redis is sealed with it`)
+	case s.Type != "redis" && (!s.URL.IsEmpty() || s.CA != ""):
+		r.problem(at, `has settings of a Redis store: add "type": "redis"`)
+	case s.Type != "redis" && s.Type != "file" && (s.Path != "" || keyed):
 		r.problem(at, `has settings of a file store: add "type": "file"`)
+	}
+	if s.Prefix == "" {
+		s.Prefix = "gatehouse:"
+	} else if strings.ContainsAny(s.Prefix, "{} \t\r\n") || len(s.Prefix) > 64 {
+		r.problem(at+".prefix", "is at most 64 characters, without braces and blanks")
 	}
 	if s.KeyFile != "" && s.KeyEnv != "" {
 		r.problem(at, `"keyFile" and "keyEnv" exclude each other`)

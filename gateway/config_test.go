@@ -177,11 +177,14 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"sse": true`), "not supported yet"},
 		{settings(`"trustedProxies": ["proxy.example.com"]`), "an address or a network"},
 		{settings(`"tls": {"cert": "c.pem"}`), "go together"},
-		{settings(`"sse": true`), "not supported yet"},
 		{settings(`"metrics": {"listen": "9090"}`), "must be host:port"},
 		{settings(`"audit": {"path": "a.log"}`), "unknown key"},
-		{settings(`"store": {"type": "redis"}`), "not supported yet"},
-		{settings(`"store": {"type": "cloud"}`), "must be memory or file"},
+		{settings(`"store": {"type": "redis", "keyEnv": "K"}`), `needs the "url"`},
+		{settings(`"store": {"type": "redis", "url": "redis://h"}`), `needs a "keyFile" or "keyEnv"`},
+		{settings(`"store": {"type": "redis", "url": "redis://h", "keyEnv": "K", "path": "x"}`), "is of the file store"},
+		{settings(`"store": {"type": "redis", "url": "redis://h", "keyEnv": "K", "prefix": "{x}"}`), "without braces"},
+		{settings(`"store": {"type": "file", "url": "redis://h"}`), "has settings of a Redis store"},
+		{settings(`"store": {"type": "cloud"}`), "must be memory, file or redis"},
 		{settings(`"store": {"keyFile": "k"}`), `add "type": "file"`},
 		{settings(`"store": {"type": "file", "keyFile": "k", "keyEnv": "K"}`), "exclude each other"},
 		{settings(`"store": {"type": "file", "keyring": true}`), "not supported yet"},
@@ -580,7 +583,7 @@ func TestSchema(t *testing.T) {
 		`{}`, `{"mcpServers": {"r": {}}}`, `{"mcpServers": {"a/b": {"url": "https://x.example.com"}}}`, `{"mcpServers": {"gateway": {"url": "https://x.example.com"}}}`,
 		`{"mcpServers": {"r": {"url": "https://x.example.com"}}, "nonsense": 1}`, remote(`"url": "https://x.example.com", "auth": "none"`), remote(`"url": 7`), remote(`"url": "https://x.example.com", "type": "x"`),
 		remote(`"url": "https://x.example.com", "auth": {"type": "magic"}`), remote(`"url": "https://x.example.com", "auth": {"x": 1}`),
-		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {"x": 1}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "redis"}`),
+		settings(`"sessions": "x"`), settings(`"log": {"level": "x"}`), settings(`"log": {"format": "x"}`), settings(`"auth": {"x": 1}`), settings(`"limits": {"sessions": 0}`), settings(`"store": {"type": "etcd"}`),
 	} {
 		if validate(config) == nil {
 			t.Errorf("the schema takes %s", config)
@@ -604,7 +607,7 @@ func TestSchemaValues(t *testing.T) {
 		"mcpServers.*.type":                         {"http", "streamable-http", "streamableHttp", "sse", "stdio", "local"},
 		"mcpServers.*.auth.type":                    {"oauth", "forward", "exchange", "idJag", "clientCredentials", "none"},
 		"mcpServers.*.auth.tokenEndpointAuthMethod": {"client_secret_basic", "client_secret_post", "private_key_jwt", "none"},
-		"gateway.store.type":                        {"file", "memory"},
+		"gateway.store.type":                        {"file", "memory", "redis"},
 	}
 	enums, defaults := 0, 0
 	var walk func(at string, s *jsonschema.Schema, wrap func(string) string)
@@ -618,7 +621,11 @@ func TestSchemaValues(t *testing.T) {
 			walk(here, property, func(members string) string { return member("{" + members + "}") })
 			for _, value := range property.Enum {
 				enums++
-				if got := problemsOf(t, member(fmt.Sprintf("%q", value))); got != nil {
+				given := fmt.Sprintf("%q", value)
+				if value == "redis" {
+					given += `, "url": "redis://redis.example.com", "keyEnv": "KEYS"`
+				}
+				if got := problemsOf(t, member(given)); got != nil {
 					t.Errorf("the code refuses %s %q: %q", here, value, got)
 				}
 			}
