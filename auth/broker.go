@@ -90,7 +90,6 @@ const (
 	// refreshesAtOnce bounds the refreshes in flight towards one remote's
 	// authorization server, so that one that comes back after an outage meets a
 	// queue and not a crowd.
-	refreshesAtOnce = 16
 
 	// The deadlines of the broker's own work, network included.
 	startTime   = 30 * time.Second // discovery and registration
@@ -121,7 +120,7 @@ type Broker struct {
 	workload   *workload          // nil: users log in
 	keys       loginKeys
 	exchanger  *exchange.Exchanger
-	slots      map[string]chan struct{} // per remote: refreshes that may be in flight
+	gates      map[string]*gate // by issuer
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
@@ -161,7 +160,6 @@ func New(c Config) (*Broker, error) {
 	}
 	c.Remotes = slices.Clone(c.Remotes)
 	remotes := make(map[string]*Remote, len(c.Remotes))
-	slots := make(map[string]chan struct{}, len(c.Remotes))
 	for i := range c.Remotes {
 		r := &c.Remotes[i]
 		switch {
@@ -180,7 +178,6 @@ func New(c Config) (*Broker, error) {
 			refuse("remote %s: ClientID is required elsewhere than at the Login's Issuer", r.Name)
 		}
 		remotes[r.Name] = r
-		slots[r.Name] = make(chan struct{}, refreshesAtOnce)
 	}
 	var login *Remote
 	if c.Login != nil {
@@ -194,7 +191,6 @@ func New(c Config) (*Broker, error) {
 	}
 	if login != nil {
 		remotes[LoginRemote] = login
-		slots[LoginRemote] = make(chan struct{}, refreshesAtOnce)
 	}
 
 	b := &Broker{
@@ -212,7 +208,7 @@ func New(c Config) (*Broker, error) {
 		silent:       map[string]*silent{},
 		login:        login,
 		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
-		slots:        slots,
+		gates:        map[string]*gate{},
 		holds:        map[key]*hold{},
 		starts:       map[key]*startCall{},
 	}

@@ -137,12 +137,17 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		return b.storeFailed(log, h, err)
 	}
 	defer lease.Release()
-	select {
-	case b.slots[h.key.remote] <- struct{}{}:
-		defer func() { <-b.slots[h.key.remote] }()
-	case <-ctx.Done():
-		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: ctx.Err()})
+	h.mu.Lock()
+	gate := b.gateOf(h.grant.Issuer)
+	h.mu.Unlock()
+	leave, err := gate.enter(ctx)
+	if errors.Is(err, errShut) {
+		return b.refreshShut(h, gate.opens())
+	} else if err != nil {
+		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: err})
 	}
+	var said verdict
+	defer func() { leave(said) }()
 	g, version, err := b.toRefresh(ctx, h, refused)
 	if err != nil {
 		return b.storeFailed(log, h, err)
@@ -177,6 +182,9 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		e, ok := errors.AsType[*endpoint.Error](err)
 		if ok && !e.Unanswered() {
 			b.answered(ctx, h)
+		}
+		if said.unwell = !ok || !e.Refused(); ok {
+			said.wait = e.Retry
 		}
 		if ok && e.Refused() {
 			b.refreshed(h.key.remote, RefreshRefused)
@@ -321,6 +329,15 @@ func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
 	return failure
 }
 
+// refreshShut is a refresh that was not tried, for the sake of the server.
+func (b *Broker) refreshShut(h *hold, until time.Time) error {
+	failure := &Error{KindUnavailable, h.key.remote, "its authorization server has failed several times in a row; the sign-in is kept, and the gateway asks again in a moment", errShut}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.retryAt, h.lastErr = until, failure
+	return failure
+}
+
 // refreshFailed decides what a failure means for the grant.
 func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 	e, _ := errors.AsType[*endpoint.Error](err)
@@ -346,7 +363,11 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 		h.retryAt = b.now().Add(refusedPause)
 		failure = &Error{KindToken, h.key.remote, "its authorization server refuses to renew the sign-in (" + e.Code + ")", err}
 	} else {
-		h.retryAt = b.now().Add(min(refreshPause<<min(h.failures-1, 10), refreshPauseMax))
+		pause := min(refreshPause<<min(h.failures-1, 10), refreshPauseMax)
+		if e != nil {
+			pause = max(pause, e.Retry)
+		}
+		h.retryAt = b.now().Add(pause)
 		failure = &Error{KindUnavailable, h.key.remote, "its authorization server could not be reached or failed to renew the sign-in, which is kept; try again in a moment", err}
 	}
 	h.lastErr = failure
