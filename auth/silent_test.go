@@ -451,7 +451,9 @@ func TestMachineFollows(t *testing.T) {
 	next := authtest.NewAS(t)
 	next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
 	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusNotFound) })
-	o.jobs.Set(func(k *authtest.RemoteKnobs) { k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}} })
+	o.jobs.Set(func(k *authtest.RemoteKnobs) {
+		k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+	})
 	o.clock.Advance(2 * time.Hour)
 	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
 		t.Errorf("at the old server: %q", say)
