@@ -18,7 +18,7 @@ import (
 // TestDemoInBrowser walks `gatehouse demo` as its user does: add a note, open
 // the link in a real browser, click, and add the note.
 func TestDemoInBrowser(t *testing.T) {
-	browser := newBrowser(t)
+	browser := newBrowser(t, nil)
 	demoCmd := start(t, "url", []string{"demo", "--listen", "127.0.0.1:0", "--log-level", "debug", "--log-format", "json"})
 	client := authtest.Legacy(t, demoCmd.url)
 	url := link(t, client.Call("notes_add_note", map[string]any{"text": "buy milk"}), "notes")
@@ -71,7 +71,7 @@ func text(t *testing.T, browser context.Context, selector string) string {
 
 // newBrowser starts Chromium. On a user's machine without one the test is
 // skipped; in CI that is a failure.
-func newBrowser(t *testing.T) context.Context {
+func newBrowser(t *testing.T, flags map[string]any) context.Context {
 	t.Helper()
 	if _, err := exec.LookPath("chromium"); err != nil {
 		if os.Getenv("CI") != "" {
@@ -87,6 +87,9 @@ func newBrowser(t *testing.T) context.Context {
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
 	)
+	for name, value := range flags {
+		options = append(options, chromedp.Flag(name, value))
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)

@@ -25,16 +25,19 @@ type house struct {
 	auth    *auth.Broker
 	pool    *session.Pool
 	gateway *gateway.Gateway
+	metrics *gateway.Metrics
 }
 
 // build makes the rooms from the inside out: who may use which token, then the
-// connections, then what clients and browsers see.
-func build(cfg *gateway.Config, publicURL string, store auth.Store, log *slog.Logger) (*house, error) {
+// connections, then what clients and browsers see. audit may be nil: then log
+// takes the audit log, too.
+func build(cfg *gateway.Config, publicURL string, store auth.Store, log, audit *slog.Logger) (*house, error) {
 	clients, err := newClients(cfg)
 	if err != nil {
 		return nil, err
 	}
-	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log)
+	metrics := gateway.NewMetrics(cfg, version)
+	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log, metrics.Refreshed)
 	if err != nil {
 		return nil, err
 	}
@@ -50,9 +53,10 @@ func build(cfg *gateway.Config, publicURL string, store auth.Store, log *slog.Lo
 		clients: clients,
 		auth:    broker,
 		pool:    pool,
+		metrics: metrics,
 		gateway: gateway.New(gateway.Setup{
 			Config: cfg, Auth: broker, Sessions: pool, PublicURL: publicURL, Version: version, Log: log,
-			SharedStore: store.Shared(), Identity: identity(cfg, store),
+			Metrics: metrics, Audit: audit, SharedStore: store.Shared(), Identity: identity(cfg, store),
 		}),
 	}, nil
 }
@@ -90,7 +94,7 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 
 // newBroker builds what signs in, and for each remote what dials it: both need
 // the remote's own guarded clients.
-func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger) (*auth.Broker, []session.Remote, error) {
+func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger, refreshed func(remote, outcome string)) (*auth.Broker, []session.Remote, error) {
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
@@ -98,7 +102,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
 			continue
 		}
-		config, err := tlsTowards(cfg, server.TLS)
+		config, err := tlsTowards(cfg, server.TLS, log)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
@@ -119,7 +123,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		if !server.Auth.SignsIn() {
 			continue
 		}
-		signIn, err := remoteSignIn(cfg, server, clients)
+		signIn, err := remoteSignIn(cfg, server, clients, log)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
@@ -133,6 +137,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
 		ExchangeCache: cfg.Gateway.Limits.ExchangeCache,
+		Refreshed:     refreshed,
 		Store:         store, Log: log,
 	})
 	if err != nil {
@@ -204,7 +209,10 @@ func (c *command) check(ctx context.Context) error {
 // checkAll builds everything that serve would, without listening or dialing,
 // so that a missing file is found here.
 func (c *command) checkAll(cfg *gateway.Config) error {
-	h, err := build(cfg, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler))
+	if _, err := loadCertificate(cfg, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	h, err := build(cfg, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
@@ -237,7 +245,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer clients.Close()
-	broker, remotes, err := newBroker(cfg, clients, publicURL(cfg, "http://"+cfg.Gateway.Listen), auth.NewMemory(auth.MemoryConfig{}), log)
+	broker, remotes, err := newBroker(cfg, clients, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), log, nil)
 	if err != nil {
 		return err
 	}

@@ -142,6 +142,8 @@ type local struct {
 	listener net.Listener // nil: another process has the port
 	serving  sync.WaitGroup
 	stop     context.CancelFunc
+
+	closeAudit func()
 }
 
 // openLocal builds the house on the file store and finds out who serves its pages.
@@ -151,11 +153,7 @@ func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger) (*loc
 		return nil, err
 	}
 	l := &local{store: store, log: log, stop: func() {}}
-	if err := l.findPages(ctx, cfg); err != nil {
-		store.Close()
-		return nil, err
-	}
-	if l.house, err = build(cfg, l.base, store, log); err != nil {
+	if err := l.open(ctx, cfg); err != nil {
 		if l.listener != nil {
 			l.listener.Close()
 		}
@@ -163,6 +161,22 @@ func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger) (*loc
 		return nil, err
 	}
 	return l, nil
+}
+
+func (l *local) open(ctx context.Context, cfg *gateway.Config) error {
+	if err := l.findPages(ctx, cfg); err != nil {
+		return err
+	}
+	audit, closeAudit, err := openAudit(cfg, l.log)
+	if err != nil {
+		return err
+	}
+	if l.house, err = build(cfg, l.base, l.store, l.log, audit); err != nil {
+		closeAudit()
+		return err
+	}
+	l.closeAudit = closeAudit
+	return nil
 }
 
 // findPages takes the port for the pages, or sees that a process has it that
@@ -239,6 +253,7 @@ func (l *local) close() {
 	l.stop()
 	l.serving.Wait()
 	l.house.close()
+	l.closeAudit()
 	if err := l.store.Close(); err != nil {
 		l.log.Error("closing the store", "error", err)
 	}

@@ -2,9 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -306,4 +315,69 @@ func TestOddName(t *testing.T) {
 	if got := client.Tools()[1]; got != tool {
 		t.Errorf("the tool is called %s", got)
 	}
+}
+
+// TestOwnTLS: the gateway speaks TLS with its own certificate, and the walk
+// with its cookies and redirects works over it.
+func TestOwnTLS(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	ca := writeKeyPair(t, cert, key)
+	gw := startServe(t, config(fmt.Sprintf(`{"tls": {"cert": %q, "key": %q}}`, cert, key), "notes", remote.URL))
+	if !strings.HasPrefix(gw.url, "https://") {
+		t.Fatalf("it serves %s", gw.url)
+	}
+	client := authtest.Connect(t, authtest.ClientConfig{Transport: &mcp.StreamableClientTransport{Endpoint: gw.url, HTTPClient: trusting(t, ca)}})
+	url := link(t, client.Call("notes_echo", nil), "notes")
+	if !strings.HasPrefix(url, "https://") {
+		t.Errorf("the link is %s", url)
+	}
+	browser := authtest.NewBrowser(t)
+	browser.Trust(ca)
+	if page := browser.Open(url); page.Status != http.StatusOK {
+		t.Errorf("%d %s", page.Status, page.Body)
+	}
+	echo(t, client, "notes_echo", "over TLS")
+	out, err := exec.Command("gatehouse", "check", "--config", writeConfig(t, config(fmt.Sprintf(`{"tls": {"cert": %q, "key": "missing.pem"}}`, cert), "notes", remote.URL))).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "missing.pem") {
+		t.Errorf("check without the key: %v %s", err, out)
+	}
+}
+
+func trusting(t *testing.T, ca []byte) *http.Client {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// writeKeyPair writes a self-signed certificate for loopback and its key, and
+// returns it.
+func writeKeyPair(t *testing.T, cert, key string) []byte {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	for name, data := range map[string][]byte{cert: encoded, key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: plain})} {
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return encoded
 }

@@ -68,10 +68,21 @@ type Config struct {
 	Disabled bool // no sign-ins: a challenge is ErrDisabled
 	MaxFlows int  // pending flows of one principal; 0: 10
 
+	// Refreshed is told of each refresh that was sent to an authorization server
+	// and of its outcome: one of [RefreshDone] and so on; may be nil.
+	Refreshed func(remote, outcome string)
+
 	Store Store            // required; closed by its owner
 	Log   *slog.Logger     // required
 	Now   func() time.Time // nil: time.Now
 }
+
+// Outcomes of a refresh.
+const (
+	RefreshDone    = "done"
+	RefreshRefused = "refused" // by the authorization server
+	RefreshFailed  = "failed"  // no answer that could be used
+)
 
 const (
 	defaultMaxFlows     = 10
@@ -81,7 +92,6 @@ const (
 	// refreshesAtOnce bounds the refreshes in flight towards one remote's
 	// authorization server, so that one that comes back after an outage meets a
 	// queue and not a crowd.
-	refreshesAtOnce = 16
 
 	// The deadlines of the broker's own work, network included.
 	startTime   = 30 * time.Second // discovery and registration
@@ -99,6 +109,7 @@ type Broker struct {
 	disabled     bool
 	maxFlows     int
 	metadata     []byte // the Client ID Metadata Document; nil: not served here
+	refreshed    func(remote, outcome string)
 	store        Store
 	log          *slog.Logger
 	now          func() time.Time
@@ -111,7 +122,7 @@ type Broker struct {
 	workload   *workload          // nil: users log in
 	keys       loginKeys
 	exchanger  *exchange.Exchanger
-	slots      map[string]chan struct{} // per remote: refreshes that may be in flight
+	gates      map[string]*gate // by issuer
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
@@ -147,9 +158,11 @@ func New(c Config) (*Broker, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Refreshed == nil {
+		c.Refreshed = func(string, string) {}
+	}
 	c.Remotes = slices.Clone(c.Remotes)
 	remotes := make(map[string]*Remote, len(c.Remotes))
-	slots := make(map[string]chan struct{}, len(c.Remotes))
 	for i := range c.Remotes {
 		r := &c.Remotes[i]
 		switch {
@@ -168,7 +181,6 @@ func New(c Config) (*Broker, error) {
 			refuse("remote %s: ClientID is required elsewhere than at the Login's Issuer", r.Name)
 		}
 		remotes[r.Name] = r
-		slots[r.Name] = make(chan struct{}, refreshesAtOnce)
 	}
 	var login *Remote
 	if c.Login != nil {
@@ -182,7 +194,6 @@ func New(c Config) (*Broker, error) {
 	}
 	if login != nil {
 		remotes[LoginRemote] = login
-		slots[LoginRemote] = make(chan struct{}, refreshesAtOnce)
 	}
 
 	b := &Broker{
@@ -190,6 +201,7 @@ func New(c Config) (*Broker, error) {
 		callbackPath: c.CallbackPath,
 		disabled:     c.Disabled,
 		maxFlows:     c.MaxFlows,
+		refreshed:    c.Refreshed,
 		store:        c.Store,
 		log:          c.Log,
 		now:          c.Now,
@@ -199,7 +211,7 @@ func New(c Config) (*Broker, error) {
 		silent:       map[string]*silent{},
 		login:        login,
 		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
-		slots:        slots,
+		gates:        map[string]*gate{},
 		holds:        map[key]*hold{},
 		loans:        map[key]loan{},
 		starts:       map[key]*startCall{},

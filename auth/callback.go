@@ -24,7 +24,7 @@ type Callback struct {
 	Cookie func(name string) (string, bool)
 }
 
-// Finished says whose sign-in at what a callback has finished.
+// Finished says whose sign-in at what a callback is about.
 type Finished struct {
 	FlowID    string
 	Principal Principal
@@ -40,7 +40,8 @@ const (
 )
 
 // Finish answers the callback: it checks that it belongs to a flow, redeems the
-// code and writes the grant. Whatever comes out, the state is used up.
+// code and writes the grant. Whatever comes out, the state is used up. With an
+// error it says whose sign-in it would have been, nil if nobody knows.
 //
 // It does not end with its caller: a browser that goes away after it has
 // brought the code has done its part.
@@ -71,9 +72,10 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	case f.Ended:
 		return nil, fmt.Errorf("%w: its flow has ended", ErrStateUnknown)
 	}
+	finished := &Finished{FlowID: f.ID, Principal: f.Principal, Remote: f.Remote}
 	r := b.remotes[f.Remote]
 	if r == nil || !f.fits(r) {
-		return nil, fmt.Errorf("%w: the config has changed since", ErrStateUnknown)
+		return finished, fmt.Errorf("%w: the config has changed since", ErrStateUnknown)
 	}
 	log := b.log.With("remote", f.Remote, "principal", f.Principal, "flow", f.shortHash())
 	code, err := b.check(c, id, s, f, log)
@@ -81,15 +83,15 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 		return b.prompt(work, f)
 	} else if err != nil {
 		log.WarnContext(ctx, "callback refused", "error", err)
-		return nil, err
+		return finished, err
 	}
 	if err := b.redeem(work, r, f, s, code); err != nil {
 		log.WarnContext(ctx, "sign-in failed", "error", err)
 		b.noteTrouble(key{f.Principal, f.Remote}, err)
-		return nil, err
+		return finished, err
 	}
 	log.InfoContext(ctx, "signed in", "issuer", f.Frozen.Issuer)
-	return &Finished{FlowID: f.ID, Principal: f.Principal, Remote: f.Remote}, nil
+	return finished, nil
 }
 
 // errPrompt: the authorization server has to show something, and was asked not to.

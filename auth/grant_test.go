@@ -86,7 +86,7 @@ func TestRefreshOfAnExpiredToken(t *testing.T) {
 		left <- err
 	}()
 	<-arrived
-	tokens := make([]string, 30)
+	tokens := make([]string, 50)
 	var wg sync.WaitGroup
 	for i := range tokens {
 		wg.Go(func() {

@@ -39,7 +39,6 @@ const (
 const (
 	minRegistrationWait = 30 * time.Second // after the first failure, doubling
 	maxRegistrationWait = 10 * time.Minute // of our own; a Retry-After may ask for more
-	maxRetryAfter       = time.Hour
 
 	maxClientLength = 4 << 10 // of a client id and of a client secret
 )
@@ -309,7 +308,7 @@ func (g *registrar) dynamic(ctx context.Context, r *Remote, d *discovered, step 
 		}
 		wait := min(minRegistrationWait<<min(a.fails, 10), maxRegistrationWait)
 		a.fails++
-		a.retry, a.last = g.now().Add(max(wait, retryAfter(failure.retry, g.now()))), failure
+		a.retry, a.last = g.now().Add(max(wait, endpoint.RetryAfter(failure.retry, g.now()))), failure
 		return nil, g.refused(r, d, failure)
 	}
 	a.fails, a.retry, a.last = 0, time.Time{}, nil
@@ -335,17 +334,6 @@ func (g *registrar) refused(r *Remote, d *discovered, e *documentError) *Error {
 	}
 	return &Error{Kind: kind, Remote: r.Name, Err: e,
 		Say: fmt.Sprintf("registering as a client at its authorization server %s failed, the request %s: %s", server, e.what, advice)}
-}
-
-// retryAfter reads RFC 9110 section 10.2.3: "a date or a number of seconds".
-func retryAfter(header string, now time.Time) time.Duration {
-	var wait time.Duration
-	if seconds, err := strconv.ParseUint(header, 10, 31); err == nil {
-		wait = time.Duration(seconds) * time.Second
-	} else if date, err := http.ParseTime(header); err == nil {
-		wait = date.Sub(now)
-	}
-	return min(max(wait, 0), maxRetryAfter)
 }
 
 // begin waits for the turn to register under the key.
@@ -389,7 +377,7 @@ func (g *registrar) leaveLocked(key string, a *attempt) {
 	if a.fails == 0 {
 		delete(g.attempts, key)
 	}
-	old := g.now().Add(-maxRetryAfter)
+	old := g.now().Add(-endpoint.MaxRetryAfter)
 	for key, a := range g.attempts {
 		if a.users == 0 && a.retry.Before(old) {
 			delete(g.attempts, key)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"gatehouse/auth/endpoint"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -377,7 +378,7 @@ func TestRegistrationBackOff(t *testing.T) {
 		{"307", 307, []string{"Location", "/elsewhere"}, KindRegistration, []time.Duration{30 * time.Second}},
 		{"Retry-After", 429, []string{"Retry-After", "300"}, KindUnavailable, []time.Duration{300 * time.Second, 300 * time.Second}},
 		{"Retry-After, a date", 503, []string{"Retry-After", time.Unix(1e9, 0).Add(5 * time.Minute).UTC().Format(http.TimeFormat)}, KindUnavailable, []time.Duration{5 * time.Minute}},
-		{"Retry-After for ever", 429, []string{"Retry-After", "99999999"}, KindUnavailable, []time.Duration{maxRetryAfter}},
+		{"Retry-After for ever", 429, []string{"Retry-After", "99999999"}, KindUnavailable, []time.Duration{endpoint.MaxRetryAfter}},
 		{"Retry-After, nonsense", 429, []string{"Retry-After", "-1; soon"}, KindUnavailable, []time.Duration{30 * time.Second}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -404,7 +405,7 @@ func TestRegistrationBackOff(t *testing.T) {
 					t.Fatalf("%d posts %v after failure %d", n, wait, i+1)
 				}
 			}
-			g.clock = g.clock.Add(maxRetryAfter)
+			g.clock = g.clock.Add(endpoint.MaxRetryAfter)
 			g.answer(201, `{"client_id": "id"}`)
 			g.must(t)
 			if len(g.attempts) != 0 {
@@ -424,7 +425,7 @@ func TestFailedAttemptsAreForgotten(t *testing.T) {
 			t.Fatal("no error")
 		}
 	}
-	g.clock = g.clock.Add(2*maxRetryAfter + maxRegistrationWait)
+	g.clock = g.clock.Add(2*endpoint.MaxRetryAfter + maxRegistrationWait)
 	g.answer(201, `{"client_id": "id"}`)
 	g.must(t)
 	if n := len(g.attempts); n != 0 {
@@ -434,13 +435,13 @@ func TestFailedAttemptsAreForgotten(t *testing.T) {
 
 func TestRegistrationEndpointOnPrivateHost(t *testing.T) {
 	g := newRegistry(t, nil)
-	for _, endpoint := range []string{"https://10.0.0.1/register", "http://192.168.0.1/", "https://169.254.169.254/", "javascript:x"} {
-		g.clock = g.clock.Add(2 * maxRetryAfter)
-		g.found.RegistrationEndpoint = endpoint
+	for _, at := range []string{"https://10.0.0.1/register", "http://192.168.0.1/", "https://169.254.169.254/", "javascript:x"} {
+		g.clock = g.clock.Add(2 * endpoint.MaxRetryAfter)
+		g.found.RegistrationEndpoint = at
 		_, err := g.get(t)
 		saying(t, err, KindRegistration, "leads to an address that the gateway may not reach", "allowAddresses")
 		if !errors.Is(err, guard.ErrBlocked) {
-			t.Errorf("%s: %v", endpoint, err)
+			t.Errorf("%s: %v", at, err)
 		}
 	}
 }

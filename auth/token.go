@@ -137,12 +137,17 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		return b.storeFailed(log, h, err)
 	}
 	defer lease.Release()
-	select {
-	case b.slots[h.key.remote] <- struct{}{}:
-		defer func() { <-b.slots[h.key.remote] }()
-	case <-ctx.Done():
-		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: ctx.Err()})
+	h.mu.Lock()
+	gate := b.gateOf(h.grant.Issuer)
+	h.mu.Unlock()
+	leave, err := gate.enter(ctx)
+	if errors.Is(err, errShut) {
+		return b.refreshShut(h, gate.opens())
+	} else if err != nil {
+		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: err})
 	}
+	var said verdict
+	defer func() { leave(said) }()
 	g, version, err := b.toRefresh(ctx, h, refused)
 	if err != nil {
 		return b.storeFailed(log, h, err)
@@ -174,11 +179,21 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	answer, err := endpoint.Token(ctx, h.remote.HTTP.Fetch(), g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
 	if err != nil {
-		if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Unanswered() {
+		e, ok := errors.AsType[*endpoint.Error](err)
+		if ok && !e.Unanswered() {
 			b.answered(ctx, h)
+		}
+		if said.unwell = !ok || !e.Refused(); ok {
+			said.wait = e.Retry
+		}
+		if ok && e.Refused() {
+			b.refreshed(h.key.remote, RefreshRefused)
+		} else {
+			b.refreshed(h.key.remote, RefreshFailed)
 		}
 		return b.refreshFailed(log.With("duration", took), h, err)
 	}
+	b.refreshed(h.key.remote, RefreshDone)
 	if h.remote.login && !answer.ID.IsEmpty() {
 		if err := b.verifyLogin(ctx, answer.ID, g.ID); err != nil {
 			// The rest of the answer is good, and the old refresh token may be used up.
@@ -314,6 +329,15 @@ func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
 	return failure
 }
 
+// refreshShut is a refresh that was not tried, for the sake of the server.
+func (b *Broker) refreshShut(h *hold, until time.Time) error {
+	failure := &Error{KindUnavailable, h.key.remote, "its authorization server has failed several times in a row; the sign-in is kept, and the gateway asks again in a moment", errShut}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.retryAt, h.lastErr = until, failure
+	return failure
+}
+
 // refreshFailed decides what a failure means for the grant.
 func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 	e, _ := errors.AsType[*endpoint.Error](err)
@@ -339,7 +363,11 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 		h.retryAt = b.now().Add(refusedPause)
 		failure = &Error{KindToken, h.key.remote, "its authorization server refuses to renew the sign-in (" + e.Code + ")", err}
 	} else {
-		h.retryAt = b.now().Add(min(refreshPause<<min(h.failures-1, 10), refreshPauseMax))
+		pause := min(refreshPause<<min(h.failures-1, 10), refreshPauseMax)
+		if e != nil {
+			pause = max(pause, e.Retry)
+		}
+		h.retryAt = b.now().Add(pause)
 		failure = &Error{KindUnavailable, h.key.remote, "its authorization server could not be reached or failed to renew the sign-in, which is kept; try again in a moment", err}
 	}
 	h.lastErr = failure

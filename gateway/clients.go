@@ -118,6 +118,7 @@ func (c *clients) makeRoom() bool {
 	if oldest == nil {
 		return false
 	}
+	c.g.metrics.hit("sessions")
 	c.g.log.Warn("session ended to make room: gateway.limits.sessions is reached", "session", shortID(oldest.id))
 	c.end(oldest)
 	return true

@@ -75,7 +75,29 @@ type Settings struct {
 	Limits       Limits
 	Log          Log
 	Store        Store
-	Login        *Login // nil: nobody logs in at the gateway
+	Metrics      MetricsSettings
+	Audit        Audit
+	TLS          ServerTLS // of serve
+	Login        *Login    // nil: nobody logs in at the gateway
+
+	// Whose X-Forwarded-For is believed, for limits per address; empty: nobody's.
+	TrustedProxies []netip.Prefix
+}
+
+// ServerTLS are the files of the gateway's own certificate; both or none.
+type ServerTLS struct {
+	Cert string `json:"cert"`
+	Key  string `json:"key"`
+}
+
+// MetricsSettings are about the metrics.
+type MetricsSettings struct {
+	Listen string `json:"listen"` // an address of their own; empty: the gateway's, for this machine only
+}
+
+// Audit is about the audit log.
+type Audit struct {
+	File string `json:"file"` // empty: the ordinary log
 }
 
 // Store is where sign-ins are kept.
@@ -157,15 +179,13 @@ type settingsFile struct {
 	Store        storeFile  `json:"store"`
 	Auth         *loginFile `json:"auth"`
 
-	SSE            bool     `json:"sse" later:"true"`
-	TLS            TLS      `json:"tls" later:"true"`
-	TrustedProxies []string `json:"trustedProxies" later:"true"`
-	Metrics        struct {
-		Listen string `json:"listen"`
-	} `json:"metrics" later:"true"`
-	Audit struct {
-		File string `json:"file"`
-	} `json:"audit" later:"true"`
+	Metrics MetricsSettings `json:"metrics"`
+	Audit   Audit           `json:"audit"`
+	TLS     ServerTLS       `json:"tls"`
+
+	TrustedProxies []string `json:"trustedProxies"`
+
+	SSE bool `json:"sse" later:"true"`
 }
 
 type oauthFile struct {
@@ -598,7 +618,7 @@ func checkPath(r *reader, at, p string) {
 	if p == "" {
 		return
 	}
-	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
+	taken := []string{"/mcp", "/connect", "/healthz", "/readyz", "/metrics", "/login", "/logout", "/signin", "/signout", "/sse", "/messages", "/.well-known/oauth-protected-resource"}
 	switch {
 	case !strings.HasPrefix(p, "/") || p == "/" || path.Clean(p) != p ||
 		strings.ContainsFunc(p, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune(`{}?#%\"<>`, c) }):
@@ -633,9 +653,17 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 			Type: f.Store.Type, Path: f.Store.Path, URL: secret.New(f.Store.URL), Prefix: f.Store.Prefix, CA: f.Store.CA,
 			KeyFile: f.Store.KeyFile, KeyEnv: f.Store.KeyEnv,
 		},
+		Metrics: f.Metrics, Audit: f.Audit, TLS: f.TLS,
+		TrustedProxies: checkAddresses(r, at+".trustedProxies", f.TrustedProxies),
 	}
 	if say := checkListen(g.Listen); say != "" {
 		r.problem(at+".listen", "%s", say)
+	}
+	if _, port, err := net.SplitHostPort(g.Metrics.Listen); g.Metrics.Listen != "" && (err != nil || !isPort(port)) {
+		r.problem(at+".metrics.listen", "must be host:port, such as 127.0.0.1:9090")
+	}
+	if (g.TLS.Cert == "") != (g.TLS.Key == "") {
+		r.problem(at+".tls", `"cert" and "key" go together`)
 	}
 	checkPublicURL(r, at+".publicUrl", g.PublicURL)
 	for i, host := range g.AllowedHosts {

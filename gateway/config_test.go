@@ -175,10 +175,10 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"auth": {` + login + `}`), "no effect"},
 		{sso(`"type": "forward", "audience": "x"`, login+`, "audience": "https://gw.example.com/mcp"`), "not supported yet"},
 		{settings(`"sse": true`), "not supported yet"},
-		{settings(`"tls": {"cert": "c", "key": "k"}`), "not supported yet"},
-		{settings(`"trustedProxies": ["10.0.0.0/8"]`), "not supported yet"},
-		{settings(`"metrics": {"listen": "127.0.0.1:9"}`), "not supported yet"},
-		{settings(`"audit": {"file": "a.log"}`), "not supported yet"},
+		{settings(`"trustedProxies": ["proxy.example.com"]`), "an address or a network"},
+		{settings(`"tls": {"cert": "c.pem"}`), "go together"},
+		{settings(`"metrics": {"listen": "9090"}`), "must be host:port"},
+		{settings(`"audit": {"path": "a.log"}`), "unknown key"},
 		{settings(`"store": {"type": "redis", "keyEnv": "K"}`), `needs the "url"`},
 		{settings(`"store": {"type": "redis", "url": "redis://h"}`), `needs a "keyFile" or "keyEnv"`},
 		{settings(`"store": {"type": "redis", "url": "redis://h", "keyEnv": "K", "path": "x"}`), "is of the file store"},
@@ -621,7 +621,11 @@ func TestSchemaValues(t *testing.T) {
 			walk(here, property, func(members string) string { return member("{" + members + "}") })
 			for _, value := range property.Enum {
 				enums++
-				if got := problemsOf(t, member(fmt.Sprintf("%q", value))); got != nil {
+				given := fmt.Sprintf("%q", value)
+				if value == "redis" {
+					given += `, "url": "redis://redis.example.com", "keyEnv": "KEYS"`
+				}
+				if got := problemsOf(t, member(given)); got != nil {
 					t.Errorf("the code refuses %s %q: %q", here, value, got)
 				}
 			}

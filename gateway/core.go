@@ -106,19 +106,23 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 
 // send is how every request of a client gets to a remote.
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
-	release, refused := c.view.calls.take()
-	if refused != nil {
-		return nil, refused
-	}
-	defer release()
-	return g.pass(ctx, c, remote, method, params)
+	began, name := g.now(), nameIn(method, params)
+	result, err := g.pass(ctx, c, remote, method, name, params)
+	g.observe(ctx, c, remote, method, name, began, result, err)
+	return result, err
 }
 
 // pass sends a request to a remote and gets it what it asks for meanwhile.
-func (g *Gateway) pass(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+func (g *Gateway) pass(ctx context.Context, c caller, remote, method, name string, params json.RawMessage) (json.RawMessage, error) {
+	release, refused := c.view.calls.take()
+	if refused != nil {
+		g.metrics.hit(refused.limit)
+		return nil, refused
+	}
+	defer release()
 	c.notify = c.relay(params)
 	if c.modern && c.request != nil && asksBack(c.capabilities) {
-		return g.callParkable(ctx, c, remote, method, params)
+		return g.callParkable(ctx, c, remote, method, name, params)
 	}
 	for range inputRounds {
 		result, err := c.view.session.Call(ctx, remote, method, params, c.behind())

@@ -24,6 +24,8 @@ var (
 	errUnknownMethod = errors.New("method not found")
 	errTooMany       = errors.New("too many requests")
 	errForeignPage   = errors.New("posted from a page of another origin")
+	errNotHere       = errors.New("nobody is known to be at this browser")
+	errOldPage       = errors.New("a form of a page that is out of date")
 	errDraining      = errors.New("the gateway is shutting down")
 )
 
@@ -238,6 +240,10 @@ func renderPage(err error, log *slog.Logger) problem {
 		return problem{http.StatusBadRequest, "Sign-in failed", "The authorization server did not hand out a token for this sign-in. The gateway's log says why." + again}
 	case errors.Is(err, errForeignPage):
 		return problem{http.StatusForbidden, "Not from this page", "The request came from a page of another site. Open the link itself and continue there."}
+	case errors.Is(err, errNotHere):
+		return problem{http.StatusForbidden, "Not from here", "This page is for the machine that the gateway runs on."}
+	case errors.Is(err, errOldPage):
+		return problem{http.StatusForbidden, "This page is out of date", "The gateway has been restarted, or its config has changed, since the page was opened. Open it again."}
 	case errors.Is(err, errTooMany):
 		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
 	case errors.Is(err, errDraining):

@@ -22,6 +22,8 @@ type Setup struct {
 	Version   string
 	Log       *slog.Logger
 	Now       func() time.Time // may be nil: time.Now
+	Metrics   *Metrics         // made for this config; may be nil: new ones
+	Audit     *slog.Logger     // takes the audit log; may be nil: Log, under the group "audit"
 
 	// SharedStore says that other processes may finish a sign-in that began
 	// here. Then whoever waits for one looks for it.
@@ -40,6 +42,8 @@ type Gateway struct {
 	publicURL string
 	version   string
 	log       *slog.Logger
+	audit     *slog.Logger
+	metrics   *Metrics
 	now       func() time.Time
 	shared    bool
 	identity  string
@@ -71,6 +75,8 @@ func New(s Setup) *Gateway {
 		publicURL: s.PublicURL,
 		version:   s.Version,
 		log:       s.Log,
+		audit:     s.Audit,
+		metrics:   s.Metrics,
 		now:       s.Now,
 		shared:    s.SharedStore,
 		identity:  s.Identity,
@@ -82,6 +88,12 @@ func New(s Setup) *Gateway {
 	if g.now == nil {
 		g.now = time.Now
 	}
+	if g.audit == nil {
+		g.audit = s.Log.WithGroup("audit")
+	}
+	if g.metrics == nil {
+		g.metrics = NewMetrics(s.Config, s.Version)
+	}
 	var prefixes []string
 	for _, server := range s.Config.Running() {
 		g.index[server.Name] = len(prefixes)
@@ -92,6 +104,7 @@ func New(s Setup) *Gateway {
 	limits := s.Config.Gateway.Limits
 	g.callback = newWindowLimit(limits.CallbackPerMinute, limits.CallbackPerMinuteTotal, g.now)
 	g.clients = newClients(g, limits.Sessions)
+	g.metrics.watch(g)
 	g.legacy, g.modern = newMCPHandlers(int64(limits.BodyBytes))
 	return g
 }

@@ -31,6 +31,9 @@ func (g *Gateway) Handler() http.Handler {
 	mux.Handle("/mcp", g.guardOrigin(http.HandlerFunc(g.serveMCP)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.serveReady)
+	if g.cfg.Gateway.Metrics.Listen == "" {
+		mux.HandleFunc("GET /metrics", g.serveMetrics)
+	}
 	return g.guardHost(mux)
 }
 
@@ -52,6 +55,7 @@ const IdentityPath = "/.well-known/gatehouse"
 // Methods are checked inside: "GET" in a pattern would let HEAD through, and a
 // HEAD must not use up a state.
 func (g *Gateway) pageRoutes(mux *http.ServeMux) {
+	g.homeRoutes(mux)
 	if !g.cfg.Gateway.OAuth.Enabled {
 		return
 	}
@@ -88,6 +92,16 @@ func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	io.WriteString(w, "ready\n")
+}
+
+// serveMetrics serves the metrics to this machine: whoever comes from elsewhere
+// has no business with them, and nothing here would tell who that is.
+func (g *Gateway) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	if g.fromElsewhere(r) {
+		http.Error(w, "metrics are served to this machine only; gateway.metrics.listen is an address of their own", http.StatusForbidden)
+		return
+	}
+	g.metrics.Handler().ServeHTTP(w, r)
 }
 
 // guardHost refuses requests for a name that is not the gateway's: a foreign
@@ -173,13 +187,33 @@ func isLoopbackName(host string) bool {
 	return err == nil && addr.IsLoopback()
 }
 
-// remoteAddr is the address of the peer. No header is believed.
-func remoteAddr(r *http.Request) netip.Addr {
+// remoteAddr is the address of the peer, or what a trusted proxy says of it:
+// the last one in X-Forwarded-For that is not a trusted proxy's own, since
+// everything before that is the client's to invent.
+func (g *Gateway) remoteAddr(r *http.Request) netip.Addr {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	return ap.Addr()
+	addr := ap.Addr().Unmap()
+	if !g.isProxy(addr) {
+		return addr
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		forwarded, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break
+		}
+		if addr = forwarded.Unmap(); !g.isProxy(addr) {
+			break
+		}
+	}
+	return addr
+}
+
+func (g *Gateway) isProxy(addr netip.Addr) bool {
+	return slices.ContainsFunc(g.cfg.Gateway.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // newMCPHandlers returns the SDK's two handlers: one cannot serve both eras.
@@ -272,6 +306,7 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 		return
 	}
 	if !g.clients.makeRoom() {
+		g.metrics.hit("sessions")
 		w.Header().Set("Retry-After", "60")
 		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
 		return
@@ -319,6 +354,7 @@ func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool
 	if refused == nil {
 		return false
 	}
+	g.metrics.hit(refused.limit)
 	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
 	http.Error(w, refused.say(), http.StatusTooManyRequests)
 	return true
@@ -348,6 +384,7 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 	limit := int64(g.cfg.Gateway.Limits.BodyBytes)
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		g.metrics.hit("bodyBytes")
 		http.Error(w, "request body exceeds "+strconv.FormatInt(limit, 10)+" bytes (gateway.limits.bodyBytes)", http.StatusRequestEntityTooLarge)
 		return "", false
 	}

@@ -59,7 +59,9 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 	var result json.RawMessage
 	var err error
 	if parked != nil {
+		began := g.now()
 		result, err = g.attend(ctx, c, parked)
+		g.observe(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
 	} else {
 		if was.Remote != "" {
 			g.waitForSignIn(ctx, c, was)
@@ -337,6 +339,7 @@ type parkedCall struct {
 	id        string
 	principal auth.Principal
 	remote    string
+	name      string // of the tool or the prompt, as the remote knows it
 	method    string
 	request   [32]byte
 	cancel    context.CancelFunc
@@ -438,10 +441,10 @@ func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMess
 
 // callParkable sends a modern client's request to a remote that may turn out to
 // be a legacy one which asks something in the middle of it.
-func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
+func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, name string, params json.RawMessage) (json.RawMessage, error) {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p := &parkedCall{
-		id: uuid.NewString(), principal: c.view.principal, remote: remote, method: method, request: c.request(), cancel: cancel,
+		id: uuid.NewString(), principal: c.view.principal, remote: remote, method: method, name: name, request: c.request(), cancel: cancel,
 		done: make(chan struct{}), news: make(chan struct{}, 1), pending: map[string]*question{},
 	}
 	from := c.behind()

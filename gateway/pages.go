@@ -24,7 +24,10 @@ const connectWait = 5 * time.Second
 //go:embed page.html
 var pageHTML string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+//go:embed style.html
+var styleHTML string
+
+var pageTemplate = template.Must(template.Must(template.New("page").Parse(styleHTML)).Parse(pageHTML))
 
 // pageData is one page. It never holds anything that a provider or the request
 // wrote, except the configured remote's name.
@@ -34,6 +37,7 @@ type pageData struct {
 	OK    bool
 	Facts [][2]string // what the person should compare, as label and value
 	Ask   string      // of the button that posts to the page's own URL; empty: none
+	Home  bool        // there is a status page to go to; writePage's
 }
 
 // page wraps a page's handler: the headers that every page has, the methods
@@ -65,6 +69,7 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 }
 
 func (g *Gateway) writePage(w http.ResponseWriter, status int, data pageData) {
+	data.Home = g.onLoopback()
 	var out bytes.Buffer
 	if err := pageTemplate.Execute(&out, data); err != nil {
 		g.log.Error("rendering a page", "error", err)
@@ -124,6 +129,7 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	g.signInBegun(r.Context(), flow)
 	g.sendAway(w, r, start)
 	return nil
 }
@@ -194,8 +200,9 @@ func outcomePage(flow *auth.FlowInfo) pageData {
 // serveCallback finishes a sign-in: auth checks and stores, session connects,
 // and the page says what came of it.
 func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
-	if retry, ok := g.callback.allow(remoteAddr(r)); !ok {
+	if retry, ok := g.callback.allow(g.remoteAddr(r)); !ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
+		g.metrics.hit("callbackPerMinute")
 		return errTooMany
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
@@ -215,12 +222,14 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 		},
 	})
 	if err != nil {
+		g.signInRefused(r.Context(), finished, err)
 		return err
 	}
 	if finished.Again != nil {
 		g.sendAway(w, r, finished.Again)
 		return nil
 	}
+	g.signInFinished(r.Context(), finished, g.auth.Status(finished.Principal, finished.Remote).Account)
 	// The person has signed in, even if their browser leaves now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)
 	defer cancel()

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/http"
 	"net/netip"
 	"testing"
 	"time"
@@ -36,4 +37,35 @@ func TestWindowLimit(t *testing.T) {
 	}
 	now = now.Add(-time.Hour)
 	allow(a, true, "the clock went back")
+}
+
+// TestRemoteAddr: X-Forwarded-For counts from a trusted proxy alone, and of it
+// only what trusted proxies have written.
+func TestRemoteAddr(t *testing.T) {
+	g := &Gateway{cfg: &Config{}}
+	for _, tt := range []struct {
+		trusted, peer string
+		forwarded     []string
+		want          string
+	}{
+		{"", "192.0.2.1:5", []string{"198.51.100.7"}, "192.0.2.1"},
+		{"10.0.0.0/8", "192.0.2.1:5", []string{"198.51.100.7"}, "192.0.2.1"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"198.51.100.7"}, "198.51.100.7"},
+		{"10.0.0.0/8", "[::ffff:10.0.0.1]:5", []string{"198.51.100.7"}, "198.51.100.7"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"203.0.113.1, 198.51.100.7"}, "198.51.100.7"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"203.0.113.1", "198.51.100.7, 10.9.9.9"}, "198.51.100.7"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"2001:db8::1"}, "2001:db8::1"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"198.51.100.7, unknown"}, "10.0.0.1"},
+		{"10.0.0.0/8", "10.0.0.1:5", nil, "10.0.0.1"},
+		{"10.0.0.0/8", "10.0.0.1:5", []string{"10.1.1.1"}, "10.1.1.1"},
+	} {
+		g.cfg.Gateway.TrustedProxies = nil
+		if tt.trusted != "" {
+			g.cfg.Gateway.TrustedProxies = []netip.Prefix{netip.MustParsePrefix(tt.trusted)}
+		}
+		r := &http.Request{RemoteAddr: tt.peer, Header: http.Header{"X-Forwarded-For": tt.forwarded}}
+		if got := g.remoteAddr(r).String(); got != tt.want {
+			t.Errorf("%+v: %s", tt, got)
+		}
+	}
 }

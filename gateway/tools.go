@@ -255,6 +255,7 @@ type remoteStatus struct {
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
 	Advice      string     `json:"advice,omitempty"`
+	retried     bool       // by itself
 }
 
 // signInBy says how a remote is signed in to, by auth.type.
@@ -359,7 +360,7 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 	}
 	if out.Status == string(session.StateUnavailable) {
 		out.Advice = "It is tried again with the next call."
-		if conn.Retried {
+		if out.retried = conn.Retried; out.retried {
 			out.Advice = "It is tried again by itself every few seconds."
 		}
 	}
@@ -453,44 +454,57 @@ func describe(s remoteStatus, now time.Time) string {
 	return strings.Join(parts, "; ")
 }
 
-// login is gateway_login. A remote that is only known by its 401 gives its
-// link when it is dialed; one that lets everybody connect and asks later, from
-// what it publishes.
+// login is gateway_login.
 func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMessage, error) {
 	server, say := g.cfg.Named(name)
 	if server == nil {
 		return toolError(say)
 	}
-	err := c.view.session.Connect(ctx, name)
+	required, say, err := g.signIn(ctx, c, server)
+	switch {
+	case required != nil:
+		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
+	case err != nil:
+		return renderCall(err, g.now())
+	}
+	return toolText(say, nil)
+}
+
+// signIn returns where to sign in to a remote, or says why that is not needed.
+// A remote that is only known by its 401 gives its link when it is dialed; one
+// that lets everybody connect and asks later, from what it publishes.
+func (g *Gateway) signIn(ctx context.Context, c caller, server *Server) (required *auth.RequiredError, say string, err error) {
+	name := server.Name
+	err = c.view.session.Connect(ctx, name)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
 		g.failed(ctx, c, name, "connecting to sign in", err)
-		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
+		return required, "", nil
 	}
 	if err != nil {
 		g.failed(ctx, c, name, "signing in", err)
-		return renderCall(err, g.now())
+		return nil, "", err
 	}
 	switch server.Auth.Type {
 	case "none":
-		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: its config says so.", name), nil)
+		return nil, fmt.Sprintf("%s is connected and needs no sign-in: its config says so.", name), nil
 	case auth.TypeMachine:
-		return toolText(fmt.Sprintf("%s is connected and needs no sign-in: the gateway signs in with credentials of its own.", name), nil)
+		return nil, fmt.Sprintf("%s is connected and needs no sign-in: the gateway signs in with credentials of its own.", name), nil
 	}
 	if held := g.auth.Status(c.view.principal, name); held.SignedIn && server.Auth.ByLogin() {
-		return toolText(fmt.Sprintf("%s is connected by your login at the gateway. To use another account, call %s with remote %q first.", name, toolLogout, auth.LoginRemote), nil)
+		return nil, fmt.Sprintf("%s is connected by your login at the gateway. To use another account, call %s with remote %q first.", name, toolLogout, auth.LoginRemote), nil
 	} else if held.SignedIn {
-		return toolText(fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil)
+		return nil, fmt.Sprintf("You are already signed in to %s, and it accepts the sign-in. To use another account, call %s first.", name, toolLogout), nil
 	}
 	err = g.auth.Authorizer(c.view.principal, name).SignIn(ctx)
 	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
 		g.failed(ctx, c, name, "offering a sign-in", err)
-		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
+		return required, "", nil
 	}
 	if errors.Is(err, auth.ErrNoSignIn) {
-		return toolText(fmt.Sprintf("%s is connected and asks for no sign-in.", name), nil)
+		return nil, fmt.Sprintf("%s is connected and asks for no sign-in.", name), nil
 	}
 	g.failed(ctx, c, name, "signing in", err)
-	return renderCall(err, g.now())
+	return nil, "", err
 }
 
 // logout is gateway_logout.
@@ -504,38 +518,52 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	if given != 1 {
 		return toolError("Sign out of what? Give exactly one of remote, issuer, or all: true.")
 	}
-	var remotes []string
+	remotes, say := g.toSignOut(c.view, name, issuer, all)
+	if say != "" {
+		return toolError(say)
+	}
+	return toolText(g.signOutOf(ctx, c, remotes), nil)
+}
+
+// toSignOut returns what a name, an issuer or all stands for, or says why it
+// stands for nothing.
+func (g *Gateway) toSignOut(v *view, name, issuer string, all bool) (remotes []string, say string) {
 	if name == auth.LoginRemote && g.cfg.Gateway.Login != nil {
-		remotes = []string{name}
-	} else if name != "" {
-		server, say := g.cfg.Named(name)
-		if server == nil {
-			return toolError(say)
+		return []string{name}, ""
+	}
+	if name != "" {
+		if server, say := g.cfg.Named(name); server == nil {
+			return nil, say
 		}
-		remotes = []string{name}
-	} else {
-		for _, server := range g.cfg.Running() {
-			held := g.auth.Status(c.view.principal, server.Name)
-			if all && server.Auth.ByLogin() {
-				continue // it ends with the login
-			}
-			if all || held.SignedIn && held.Issuer == issuer {
-				remotes = append(remotes, server.Name)
-			}
+		return []string{name}, ""
+	}
+	for _, server := range g.cfg.Running() {
+		held := g.auth.Status(v.principal, server.Name)
+		if all && server.Auth.ByLogin() {
+			continue // it ends with the login
 		}
-		if login := g.cfg.Gateway.Login; login != nil && (all || login.Issuer == issuer) {
-			remotes = append(remotes, auth.LoginRemote)
+		if all || held.SignedIn && held.Issuer == issuer {
+			remotes = append(remotes, server.Name)
 		}
 	}
+	if login := g.cfg.Gateway.Login; login != nil && (all || login.Issuer == issuer) {
+		remotes = append(remotes, auth.LoginRemote)
+	}
+	return remotes, ""
+}
+
+// signOutOf signs out and says what came of it.
+func (g *Gateway) signOutOf(ctx context.Context, c caller, remotes []string) string {
 	var lines []string
 	for _, remote := range remotes {
-		lines = append(lines, g.signOut(ctx, c, remote))
+		if line := g.signOut(ctx, c, remote); line != "" {
+			lines = append(lines, line)
+		}
 	}
-	lines = slices.DeleteFunc(lines, func(s string) bool { return s == "" })
 	if len(lines) == 0 {
-		return toolText("You were not signed in there.", nil)
+		return "You were not signed in there."
 	}
-	return toolText(strings.Join(lines, "\n"), nil)
+	return strings.Join(lines, "\n")
 }
 
 func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
@@ -563,6 +591,7 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	case err == nil && !held.SignedIn:
 		return ""
 	}
+	g.signedOut(ctx, c.view.principal, remote, revoked)
 	if err != nil {
 		g.failed(ctx, c, remote, "signing out", err)
 	}

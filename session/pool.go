@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -182,6 +184,23 @@ func (p *Pool) End(principal auth.Principal) {
 	if s != nil {
 		s.Close()
 	}
+}
+
+// Connections returns how many principals are connected to each remote.
+func (p *Pool) Connections() map[string]int {
+	p.mu.Lock()
+	sessions := slices.Collect(maps.Values(p.sessions))
+	p.mu.Unlock()
+	connected := make(map[string]int, len(p.remotes))
+	for i, r := range p.remotes {
+		connected[r.Name] = 0
+		for _, s := range sessions {
+			if s.connections[i].currentCatalog().Connected {
+				connected[r.Name]++
+			}
+		}
+	}
+	return connected
 }
 
 // forget takes a session that ends out of the table.

@@ -67,6 +67,7 @@ type Error struct {
 	Code   string // of the answer, "other" if we do not know it
 	What   string
 	Err    error
+	Retry  time.Duration // that the server asked to wait; 0: it did not
 }
 
 func (e *Error) Error() string {
@@ -204,6 +205,9 @@ func Token(ctx context.Context, hc *http.Client, endpoint string, c Client, form
 	}
 	answer, err := ParseAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), body)
 	if err != nil {
+		if e, ok := errors.AsType[*Error](err); ok {
+			e.Retry = RetryAfter(resp.Header.Get("Retry-After"), time.Now())
+		}
 		return nil, err
 	}
 	// RFC 6749 section 7.1: "The client MUST NOT use an access token if it does
@@ -213,6 +217,21 @@ func Token(ctx context.Context, hc *http.Client, endpoint string, c Client, form
 		return nil, &Error{Status: resp.StatusCode, What: "the token_type is not Bearer"}
 	}
 	return answer, nil
+}
+
+// MaxRetryAfter is the longest wait that a server may ask for.
+const MaxRetryAfter = time.Hour
+
+// RetryAfter reads RFC 9110 section 10.2.3: "a date or a number of seconds". It
+// is 0 where there is nothing to read.
+func RetryAfter(header string, now time.Time) time.Duration {
+	var wait time.Duration
+	if seconds, err := strconv.ParseUint(header, 10, 31); err == nil {
+		wait = time.Duration(seconds) * time.Second
+	} else if date, err := http.ParseTime(header); err == nil {
+		wait = date.Sub(now)
+	}
+	return min(max(wait, 0), MaxRetryAfter)
 }
 
 // ParseAnswer reads a token endpoint's answer, which is foreign input.
