@@ -502,3 +502,35 @@ func TestClientMetadata(t *testing.T) {
 		t.Errorf("POST: %d", page.Status)
 	}
 }
+
+// TestMalformedRequests are answered in JSON-RPC, in the gateway's own words and
+// with nothing of what was sent.
+func TestMalformedRequests(t *testing.T) {
+	t.Parallel()
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gw := startServe(t, config("", "r", remote.URL))
+	began := post(t, gw.url, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`, nil)
+	session := http.Header{"Mcp-Session-Id": {began.header.Get("Mcp-Session-Id")}, "Mcp-Protocol-Version": {"2025-11-25"}}
+	modern := http.Header{"Mcp-Protocol-Version": {"2026-07-28"}}
+	for _, tt := range []struct {
+		body   string
+		header http.Header
+		status int
+		code   string
+		id     string
+	}{
+		{`{"jsonrpc":"2.0","id":2,"method":"foo/bar"}`, session, 200, "-32601", "2"},
+		{`{"jsonrpc":"2.0","id":"x","method":"tools/call","params":{"name":{"canary":1}}}`, session, 200, "-32602", `"x"`},
+		{`{"jsonrpc":"2.0","id":3,"method":"tools/call"}`, session, 200, "-32602", "3"},
+		{`{"canary`, session, 400, "-32700", "null"},
+		{`{"canary":1}`, session, 400, "-32600", "null"},
+		{`{"jsonrpc":"2.0","id":4,"method":"foo/bar"}`, modern, 404, "-32601", "4"},
+		{`{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":7}}`, modern, 400, "-32602", "5"},
+	} {
+		got := post(t, gw.url, tt.body, tt.header)
+		if got.status != tt.status || got.header.Get("Content-Type") != "application/json" || string(member(t, got.body, "id")) != tt.id ||
+			string(member(t, member(t, got.body, "error"), "code")) != tt.code || bytes.Contains(got.body, []byte("canary")) {
+			t.Errorf("%s: %d %s", tt.body, got.status, got.body)
+		}
+	}
+}

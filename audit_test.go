@@ -69,7 +69,7 @@ func TestAuditAndMetrics(t *testing.T) {
 			t.Errorf("the sign-out says nothing of the tokens: %s", lines.Text())
 		}
 	}
-	want := []string{"sign-in begun", "sign-in refused   denied", "sign-in begun", "sign-in finished", "call tools/call echo ok", "call tools/call echo ok", "sign-out"}
+	want := []string{"call initialize  auth_required", "sign-in begun", "sign-in refused   denied", "sign-in begun", "sign-in finished", "call tools/call echo ok", "call tools/call echo ok", "sign-out"}
 	if !slices.Equal(got, want) {
 		t.Errorf("audit log:\n%q\nwant\n%q", got, want)
 	}
@@ -77,7 +77,8 @@ func TestAuditAndMetrics(t *testing.T) {
 	metrics := scrape(t, strings.TrimSuffix(w.gw.url, "/mcp")+"/metrics")
 	for _, line := range []string{
 		`gatehouse_calls_total{outcome="ok",remote="notes"} 2`,
-		`gatehouse_call_duration_seconds_count{remote="notes"} 2`,
+		`gatehouse_calls_total{outcome="auth_required",remote="notes"} 1`,
+		`gatehouse_call_duration_seconds_count{remote="notes"} 3`,
 		`gatehouse_sign_ins_total{outcome="begun",remote="notes"} 2`,
 		`gatehouse_sign_ins_total{outcome="finished",remote="notes"} 1`,
 		`gatehouse_sign_ins_total{outcome="refused",remote="notes"} 1`,

@@ -172,3 +172,78 @@ func TestStatusPageElsewhere(t *testing.T) {
 		t.Errorf("%s", resp.Status)
 	}
 }
+
+// formsToken is what the forms of the status page carry.
+func formsToken(t *testing.T, page *authtest.Page) string {
+	t.Helper()
+	token := regexp.MustCompile(`name="token" value="([^"]+)"`).FindStringSubmatch(page.Body)
+	if token == nil {
+		t.Fatalf("the page has no forms: %d %s", page.Status, page.Body)
+	}
+	return token[1]
+}
+
+// submit posts a form of the status page and goes where that leads.
+func submit(t *testing.T, browser *authtest.Browser, link string, form url.Values) *authtest.Page {
+	t.Helper()
+	page := browser.Do(http.MethodPost, link, form)
+	if page.Status != http.StatusSeeOther {
+		t.Fatalf("the form: %d %s", page.Status, page.Body)
+	}
+	base, err := url.Parse(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := base.Parse(page.Header.Get("Location"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return browser.Open(next.String())
+}
+
+// TestStatusPageLogin: where one login at the gateway is the sign-in to its
+// remotes, the page begins it, shows it and ends it; clients with sign-ins of
+// their own are said to be there.
+func TestStatusPageLogin(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t, loginSecret)
+	home := strings.TrimSuffix(o.gw.url, "/mcp") + "/"
+	browser := authtest.NewBrowser(t)
+	page := browser.Get(home)
+	if strings.Contains(page.Body, "Your login at the gateway") || strings.Contains(page.Body, "of its own") {
+		t.Errorf("before the login: %s", page.Body)
+	}
+	token := formsToken(t, page)
+	if page = submit(t, browser, home+"signin", url.Values{"token": {token}, "remote": {"files"}}); page.Status != http.StatusOK || !strings.Contains(page.Body, "You are") {
+		t.Fatalf("the sign-in: %d %s %s", page.Status, page.URL, page.Body)
+	}
+	authtest.Legacy(t, o.gw.url)
+	page = browser.Get(home)
+	for _, want := range []string{"Your login at the gateway", "Logged in", "One client is connected with sign-ins of its own", o.idp.Issuer()} {
+		if !strings.Contains(page.Body, want) {
+			t.Errorf("logged in, the page does not say %q: %s", want, page.Body)
+		}
+	}
+	page = submit(t, browser, home+"signout", url.Values{"token": {token}})
+	if !strings.Contains(page.Body, "your login at the gateway: signed out") || strings.Contains(page.Body, "Logged in") {
+		t.Errorf("signed out: %s", page.Body)
+	}
+	if _, refresh := o.idp.Live(); refresh != 0 {
+		t.Errorf("%d refresh tokens live on", refresh)
+	}
+}
+
+// TestStatusPageOfStdio: it is where the sign-in pages of stdio are, too.
+func TestStatusPageOfStdio(t *testing.T) {
+	t.Parallel()
+	w := &world{as: authtest.NewAS(t)}
+	w.remote = authtest.NewRemote(t, authtest.RemoteConfig{AS: w.as})
+	p := startStdio(t, onPort(t, "notes", w.remote.URL))
+	client := stdioClient(t, p)
+	browser := authtest.NewBrowser(t)
+	token := formsToken(t, browser.Get(p.url+"/"))
+	if page := submit(t, browser, p.url+"/signin", url.Values{"token": {token}, "remote": {"notes"}}); page.Status != http.StatusOK {
+		t.Fatalf("the sign-in: %d %s", page.Status, page.Body)
+	}
+	echo(t, client, "notes_echo", "signed in by the page")
+}

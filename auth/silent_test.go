@@ -451,12 +451,17 @@ func TestMachineFollows(t *testing.T) {
 	next := authtest.NewAS(t)
 	next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
 	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusNotFound) })
-	o.jobs.Set(func(k *authtest.RemoteKnobs) { k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}} })
+	o.jobs.Set(func(k *authtest.RemoteKnobs) {
+		k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+	})
 	o.clock.Advance(2 * time.Hour)
 	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
 		t.Errorf("at the old server: %q", say)
 	}
-	o.fails(alice, "jobs") // the remote trusts the old server alone, in this test
+	// The remote trusts the old server alone, in this test.
+	if _, err := o.send(alice, "jobs"); err == nil {
+		t.Error("the remote takes the new server's token")
+	}
 	if n := next.Count(authtest.EndpointToken); n == 0 {
 		t.Error("the new server was not asked")
 	}

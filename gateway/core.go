@@ -179,8 +179,11 @@ func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merge
 
 // connectFirst connects a remote that has not been listed yet.
 func (g *Gateway) connectFirst(ctx context.Context, v *view, remote string) error {
+	began := g.now()
 	err := v.session.Connect(ctx, remote)
 	if err != nil {
+		// The call that wanted it ends here, its tool not known yet.
+		g.observe(ctx, caller{view: v}, remote, "initialize", "", began, nil, err)
 		g.failed(ctx, caller{view: v}, remote, "connecting for a first call", err)
 	}
 	return err

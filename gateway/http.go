@@ -18,6 +18,7 @@ import (
 	"unicode"
 
 	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
@@ -411,13 +412,34 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		return "", false
 	}
 	r.Body = &readBody{bytes.NewReader(body), received}
-	members, err := rawjson.Get(body, "method", "params")
+	members, err := rawjson.Get(body, "method", "params", "id", "result", "error")
 	if err != nil {
-		return "", true // a batch, or nothing that the SDK will take
+		members = make([][]byte, 5) // a batch, or no message
 	}
 	method, _ = rawjson.String(members[0])
 	if members[1] != nil {
 		r.Header[headerParams] = []string{string(members[1])}
+	}
+	status, refusal := http.StatusBadRequest, (*jsonrpc.Error)(nil)
+	switch modern := r.Header.Get("Mcp-Protocol-Version") >= modernVersion; {
+	case method == "" && members[3] == nil && members[4] == nil:
+		refusal = refuseMessage(body)
+	case method == "" || members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
+		// It is an answer itself, nobody waits for one, or it begins a session.
+	default:
+		if refusal = refuseRequest(method, members[1]); refusal == nil {
+			break
+		}
+		// Protocol 2026-07-28 has a status for each; before it, an error is an answer.
+		if !modern {
+			status = http.StatusOK
+		} else if refusal.Code == jsonrpc.CodeMethodNotFound {
+			status = http.StatusNotFound
+		}
+	}
+	if refusal != nil {
+		writeRPCError(w, status, members[2], refusal)
+		return "", false
 	}
 	return method, true
 }

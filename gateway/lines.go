@@ -36,7 +36,11 @@ func (l *lines) Read(p []byte) (int, error) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
-		if refusal := refuseLine(line, l.most); refusal != nil {
+		refusal := refuseMessage(line)
+		if len(line) > l.most {
+			refusal = &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: fmt.Sprintf("the message exceeds %d bytes (gateway.limits.bodyBytes)", l.most)}
+		}
+		if refusal != nil {
 			if err := l.answer(refusal); err != nil {
 				return 0, err
 			}
@@ -67,20 +71,17 @@ func (l *lines) next() ([]byte, error) {
 	}
 }
 
-// refuseLine says what is wrong with a line, nil if nothing is. A batch
+// refuseMessage says why something is no message, nil if it is one. A batch
 // (protocol 2025-03-26) is the SDK's business.
-func refuseLine(line []byte, most int) *jsonrpc.Error {
-	if len(line) > most {
-		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: fmt.Sprintf("the message exceeds %d bytes (gateway.limits.bodyBytes)", most)}
+func refuseMessage(data []byte) *jsonrpc.Error {
+	if !json.Valid(data) {
+		return &jsonrpc.Error{Code: jsonrpc.CodeParseError, Message: "this is not JSON: a message is one JSON object, over stdio in one line"}
 	}
-	if !json.Valid(line) {
-		return &jsonrpc.Error{Code: jsonrpc.CodeParseError, Message: "the line is not JSON: MCP over stdio is one JSON message per line"}
-	}
-	if bytes.TrimSpace(line)[0] == '[' {
+	if bytes.TrimSpace(data)[0] == '[' {
 		return nil
 	}
-	if _, err := jsonrpc.DecodeMessage(line); err != nil {
-		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: "the line is JSON, but no JSON-RPC 2.0 message"}
+	if _, err := jsonrpc.DecodeMessage(data); err != nil {
+		return &jsonrpc.Error{Code: jsonrpc.CodeInvalidRequest, Message: "this is JSON, but no JSON-RPC 2.0 message"}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"gatehouse/auth"
+	"gatehouse/exchange"
 )
 
 // Metrics count what the gateway does, for Prometheus. Their labels are names
@@ -76,6 +77,16 @@ func (m *Metrics) watch(g *Gateway) {
 		defer g.calls.mu.Unlock()
 		return float64(g.calls.n)
 	})
+	gauge("exchange_cache_tokens", "Tokens kept that no person signed in for.", func() float64 { return float64(g.auth.Exchanges().Size) })
+	for name, read := range map[string]func(exchange.Stats) uint64{
+		"hits":      func(s exchange.Stats) uint64 { return s.Hits },
+		"misses":    func(s exchange.Stats) uint64 { return s.Misses },
+		"evictions": func(s exchange.Stats) uint64 { return s.Evictions },
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gatehouse_exchange_cache_" + name + "_total", Help: "What the cache of these tokens was good for: " + name + ".",
+		}, func() float64 { return float64(read(g.auth.Exchanges())) }))
+	}
 	m.registry.MustRegister(&connections{g: g, desc: prometheus.NewDesc("gatehouse_connections", "Connections to remotes.", []string{"remote"}, nil)})
 }
 

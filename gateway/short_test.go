@@ -101,9 +101,9 @@ func TestBothWays(t *testing.T) {
 			if _, short := readShort(header, []byte(tt.body)); short == tt.long {
 				t.Fatalf("it goes the short way: %v", short)
 			}
-			status, messages := exchange(t, to.url+"/mcp", header, tt.body)
+			status, messages := shortExchange(t, to.url+"/mcp", header, tt.body)
 			header.Set("Content-Type", "application/json; charset=utf-8") // which is unusual
-			wantStatus, want := exchange(t, to.url+"/mcp", header, tt.body)
+			wantStatus, want := shortExchange(t, to.url+"/mcp", header, tt.body)
 			if status != wantStatus {
 				t.Errorf("status %d, and %d the long way", status, wantStatus)
 			}
@@ -134,11 +134,11 @@ func TestBothWaysLegacy(t *testing.T) {
 		})
 	g := newInside(t, remote, oneRemote)
 	header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
-	first := send(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
+	first := sendShort(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
 	first.Body.Close()
 	header.Set("Mcp-Session-Id", first.Header.Get("Mcp-Session-Id"))
 	header.Set("Mcp-Protocol-Version", "2025-11-25")
-	exchange(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+	shortExchange(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
 
 	call := func(params string) string {
 		return `{"jsonrpc":"2.0","id":9007199254740991,"method":"tools/call","params":` + params + `}`
@@ -161,8 +161,8 @@ func TestBothWaysLegacy(t *testing.T) {
 			}
 			unusual := header.Clone()
 			unusual.Set("Content-Type", "application/json; charset=utf-8")
-			wantStatus, want := exchange(t, g.url+"/mcp", unusual, tt.body)
-			status, messages := exchange(t, g.url+"/mcp", header, tt.body)
+			wantStatus, want := shortExchange(t, g.url+"/mcp", unusual, tt.body)
+			status, messages := shortExchange(t, g.url+"/mcp", header, tt.body)
 			if status != wantStatus {
 				t.Errorf("status %d, and %d the long way", status, wantStatus)
 			}
@@ -176,7 +176,7 @@ func TestBothWaysLegacy(t *testing.T) {
 		{"the client refuses", `"error":{"code":-1,"message":"not now"}`, `not now`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			resp := send(t, g.url+"/mcp", header, call(`{"name":"r_ask"}`))
+			resp := sendShort(t, g.url+"/mcp", header, call(`{"name":"r_ask"}`))
 			defer resp.Body.Close()
 			lines := bufio.NewScanner(resp.Body)
 			var question struct{ ID, Method string }
@@ -188,7 +188,7 @@ func TestBothWaysLegacy(t *testing.T) {
 				}
 			}
 			answer := `{"jsonrpc":"2.0","id":"` + question.ID + `",` + tt.answer + `}`
-			if status, _ := exchange(t, g.url+"/mcp", header, answer); status != http.StatusAccepted {
+			if status, _ := shortExchange(t, g.url+"/mcp", header, answer); status != http.StatusAccepted {
 				t.Errorf("the answer got %d", status)
 			}
 			rest, err := io.ReadAll(resp.Body)
@@ -214,14 +214,14 @@ func TestBothWaysLegacy(t *testing.T) {
 				}
 			}
 		}()
-		_, messages := exchange(t, g.url+"/mcp", header, call(`{"name":"r_wait"}`))
+		_, messages := shortExchange(t, g.url+"/mcp", header, call(`{"name":"r_wait"}`))
 		if len(messages) != 1 || !strings.Contains(fmt.Sprint(messages), "cancelled") {
 			t.Errorf("the call ended with %v", messages)
 		}
 	})
 }
 
-func send(t *testing.T, url string, header http.Header, body string) *http.Response {
+func sendShort(t *testing.T, url string, header http.Header, body string) *http.Response {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -235,11 +235,11 @@ func send(t *testing.T, url string, header http.Header, body string) *http.Respo
 	return resp
 }
 
-// exchange posts a message and returns the messages that come back, or the text
+// shortExchange posts a message and returns the messages that come back, or the text
 // if it is none.
-func exchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
+func shortExchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
 	t.Helper()
-	resp := send(t, url, header, body)
+	resp := sendShort(t, url, header, body)
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {

@@ -108,9 +108,19 @@ type stdioConnection struct {
 }
 
 func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
-	msg, err := c.first, error(nil)
-	if c.first = nil; msg == nil {
-		msg, err = c.Connection.Read(ctx)
+	msg, err := c.next(ctx)
+	for err == nil {
+		req, ok := msg.(*jsonrpc.Request)
+		if !ok || !req.IsCall() {
+			break
+		}
+		refusal := refuseRequest(req.Method, req.Params)
+		if refusal == nil {
+			break
+		}
+		if err = c.Connection.Write(ctx, &jsonrpc.Response{ID: req.ID, Error: refusal}); err == nil {
+			msg, err = c.next(ctx)
+		}
 	}
 	if err != nil {
 		// The SDK ends with the input. Who has asked and closed it still wants the
@@ -136,6 +146,15 @@ func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
 		}
 	}
 	return msg, nil
+}
+
+// next is the next message, what was read before the connection was one first.
+func (c *stdioConnection) next(ctx context.Context) (jsonrpc.Message, error) {
+	if msg := c.first; msg != nil {
+		c.first = nil
+		return msg, nil
+	}
+	return c.Connection.Read(ctx)
 }
 
 func (c *stdioConnection) Write(ctx context.Context, msg jsonrpc.Message) error {
