@@ -232,7 +232,8 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 }
 
 func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name string) error {
-	if server, say := cfg.Named(name); server == nil {
+	server, say := cfg.Named(name)
+	if server == nil {
 		return usageError{errors.New(say)}
 	}
 	log, err := c.logger("warn", "auto")
@@ -250,12 +251,12 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 	}
 	defer broker.Close()
 	running := slices.IndexFunc(remotes, func(r session.Remote) bool { return r.Name == name })
-	return inspect(ctx, c, broker, remotes[running])
+	return inspect(ctx, c, broker, remotes[running], server.Auth.Type)
 }
 
 // inspect asks the remote without a token and prints each step from its answer
 // to where a person would be sent.
-func inspect(ctx context.Context, c *command, broker *auth.Broker, remote session.Remote) error {
+func inspect(ctx context.Context, c *command, broker *auth.Broker, remote session.Remote, authType string) error {
 	step := func(s auth.Step) {
 		mark := "ok  "
 		if !s.OK {
@@ -296,7 +297,14 @@ func inspect(ctx context.Context, c *command, broker *auth.Broker, remote sessio
 	if err := broker.Inspect(ctx, remote.Name, resp, step); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.out, "%s: a sign-in would begin here.\n", remote.Name)
+	switch authType {
+	case auth.TypeMachine:
+		fmt.Fprintf(c.out, "%s: the gateway signs in there itself.\n", remote.Name)
+	case auth.TypeOAuth:
+		fmt.Fprintf(c.out, "%s: a sign-in would begin here.\n", remote.Name)
+	default:
+		fmt.Fprintf(c.out, "%s: the login at gateway.auth would be used here.\n", remote.Name)
+	}
 	return nil
 }
 

@@ -133,25 +133,21 @@ func driveGateway(ctx context.Context, server string) (endpoint string, stop fun
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	l.Close()
-	auth := map[string]any{}
-	var given struct {
-		ClientID     string `json:"client_id"`
-		ClientSecret string `json:"client_secret"`
-	}
-	if raw := os.Getenv("MCP_CONFORMANCE_CONTEXT"); raw != "" && json.Unmarshal([]byte(raw), &given) == nil && given.ClientID != "" {
-		auth["clientId"], auth["clientSecret"] = given.ClientID, given.ClientSecret
-	}
-	config, err := json.Marshal(map[string]any{
-		"mcpServers": map[string]any{"r": map[string]any{"url": server, "prefix": "", "auth": auth}},
-		"gateway": map[string]any{
-			"listen": "localhost:" + port, "publicUrl": "http://localhost:" + port, "sessions": "shared",
-			"oauth": map[string]any{"clientMetadataUrl": "https://conformance-test.local/client-metadata.json"},
-		},
-	})
+	dir, err := os.MkdirTemp("", "conformance")
 	if err != nil {
 		return "", nil, err
 	}
-	dir, err := os.MkdirTemp("", "conformance")
+	auth, settings, err := driveAuth(dir)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	settings["listen"], settings["publicUrl"], settings["sessions"] = "localhost:"+port, "http://localhost:"+port, "shared"
+	settings["oauth"] = map[string]any{"clientMetadataUrl": "https://conformance-test.local/client-metadata.json"}
+	config, err := json.Marshal(map[string]any{
+		"mcpServers": map[string]any{"r": map[string]any{"url": server, "prefix": "", "auth": auth}},
+		"gateway":    settings,
+	})
 	if err != nil {
 		return "", nil, err
 	}
@@ -183,4 +179,40 @@ func driveGateway(ctx context.Context, server string) (endpoint string, stop fun
 	}
 	stop()
 	return "", nil, ctx.Err()
+}
+
+// driveAuth is the auth of the remote and the settings of the gateway that a
+// scenario is about; what it needs as files goes to dir.
+func driveAuth(dir string) (auth, settings map[string]any, err error) {
+	auth, settings = map[string]any{}, map[string]any{}
+	var given struct {
+		ClientID     string `json:"client_id"`
+		ClientSecret string `json:"client_secret"`
+		PrivateKey   string `json:"private_key_pem"`
+		IDPClientID  string `json:"idp_client_id"`
+		IDToken      string `json:"idp_id_token"`
+		IDPIssuer    string `json:"idp_issuer"`
+	}
+	if raw := os.Getenv("MCP_CONFORMANCE_CONTEXT"); raw == "" || json.Unmarshal([]byte(raw), &given) != nil || given.ClientID == "" {
+		return auth, settings, nil
+	}
+	auth["clientId"] = given.ClientID
+	if given.ClientSecret != "" {
+		auth["clientSecret"] = given.ClientSecret
+	}
+	if given.PrivateKey != "" {
+		file := filepath.Join(dir, "key.pem")
+		auth["privateKeyFile"] = file
+		err = os.WriteFile(file, []byte(given.PrivateKey), 0o600)
+	}
+	switch {
+	case strings.HasPrefix(os.Getenv("MCP_CONFORMANCE_SCENARIO"), "auth/client-credentials-"):
+		auth["type"] = "clientCredentials"
+	case given.IDToken != "":
+		auth["type"] = "idJag"
+		file := filepath.Join(dir, "id_token")
+		settings["auth"] = map[string]any{"issuer": given.IDPIssuer, "clientId": given.IDPClientID, "idTokenFile": file}
+		err = os.WriteFile(file, []byte(given.IDToken), 0o600)
+	}
+	return auth, settings, err
 }

@@ -54,13 +54,14 @@ func readRecorded(t *testing.T) []recorded {
 type recordedRemote struct {
 	url    string
 	sse    bool // answers are event streams
+	modern bool // it speaks protocol 2026-07-28
 	mu     sync.Mutex
 	params map[string]json.RawMessage // by file, as they came last
 }
 
-func newRecordedRemote(t *testing.T, sse bool, all []recorded) *recordedRemote {
+func newRecordedRemote(t *testing.T, sse, modern bool, all []recorded) *recordedRemote {
 	t.Helper()
-	remote := &recordedRemote{sse: sse, params: map[string]json.RawMessage{}}
+	remote := &recordedRemote{sse: sse, modern: modern, params: map[string]json.RawMessage{}}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		var m struct {
@@ -75,7 +76,9 @@ func newRecordedRemote(t *testing.T, sse bool, all []recorded) *recordedRemote {
 			w.WriteHeader(http.StatusBadRequest)
 		case m.ID == nil:
 			w.WriteHeader(http.StatusAccepted)
-		case m.Method == "initialize":
+		case m.Method == "server/discover" && modern:
+			remote.answer(w, m.ID, "result", `{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{},"prompts":{},"resources":{},"completions":{}},"serverInfo":{"name":"recorded","version":"1"},"resultType":"complete","ttlMs":0,"cacheScope":"private"}`)
+		case m.Method == "initialize" && !modern:
 			remote.answer(w, m.ID, "result", `{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{},"resources":{},"completions":{}},"serverInfo":{"name":"recorded","version":"1"}}`)
 		case m.Method == "ping":
 			remote.answer(w, m.ID, "result", `{}`)
@@ -85,7 +88,11 @@ func newRecordedRemote(t *testing.T, sse bool, all []recorded) *recordedRemote {
 					remote.mu.Lock()
 					remote.params[exchange.file] = m.Params
 					remote.mu.Unlock()
-					remote.answer(w, m.ID, "result", string(exchange.Result))
+					result := string(exchange.Result)
+					if modern {
+						result = `{"resultType":"complete","ttlMs":7,"cacheScope":"private",` + strings.TrimPrefix(result, "{")
+					}
+					remote.answer(w, m.ID, "result", result)
 					return
 				}
 			}
@@ -275,7 +282,7 @@ func members(t *testing.T, object json.RawMessage) map[string][]string {
 
 // TestFidelityOfRecorded: what was recorded comes through the gateway with the
 // same values, number literals, order and unknown members, both ways, in both
-// eras, over HTTP and stdio, and by gateway_call_tool. Only what the design
+// eras of client and remote, over HTTP and stdio, and by gateway_call_tool. Only what the design
 // names is different: names, and the members that protocol 2026-07-28 adds.
 func TestFidelityOfRecorded(t *testing.T) {
 	t.Parallel()
@@ -290,10 +297,16 @@ func TestFidelityOfRecorded(t *testing.T) {
 		{"stdio, legacy", overStdio, false},
 		{"stdio, 2026-07-28", overStdio, true},
 	} {
-		for _, sse := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, remote's answers are streams: %v", tt.name, sse), func(t *testing.T) {
+		for _, behind := range []struct {
+			name        string
+			sse, modern bool
+		}{
+			{"legacy, JSON", false, false}, {"legacy, streams", true, false},
+			{"2026-07-28, JSON", false, true}, {"2026-07-28, streams", true, true},
+		} {
+			t.Run(tt.name+", remote "+behind.name, func(t *testing.T) {
 				t.Parallel()
-				remote := newRecordedRemote(t, sse, all)
+				remote := newRecordedRemote(t, behind.sse, behind.modern, all)
 				ask := tt.open(t, remote, tt.modern)
 				for _, exchange := range all {
 					t.Run(exchange.file, func(t *testing.T) {
@@ -319,20 +332,18 @@ func prefixed(params json.RawMessage) json.RawMessage {
 	return bytes.Replace(params, []byte(`"name": "`), []byte(`"name": "r_`), 1)
 }
 
-// added are the members of a result that protocol 2026-07-28 has and a legacy
-// remote does not.
+// added are the members of a result that protocol 2026-07-28 has and the
+// recorded ones do not.
 func added(t *testing.T, modern bool, result, got json.RawMessage) map[string][]string {
 	t.Helper()
+	// _meta is the remote's, with the gateway's own name in it in that era; an
+	// empty one says as much as none.
+	if diff := cmp.Diff(withoutEnvelope(t, result), withoutEnvelope(t, got)); diff != "" {
+		t.Errorf("_meta of the result:\n%s", diff)
+	}
 	if !modern {
-		return nil
+		return map[string][]string{"_meta": nil}
 	}
-	// _meta is the remote's with the gateway's own name in it.
-	const serverInfo = "io.modelcontextprotocol/serverInfo"
-	want := member(t, result, "_meta")
-	if want == nil {
-		want = json.RawMessage(`{}`)
-	}
-	same(t, "_meta", want, member(t, got, "_meta"), map[string][]string{serverInfo: nil})
 	return map[string][]string{"_meta": nil, "resultType": {"string complete"}, "ttlMs": nil, "cacheScope": nil}
 }
 
@@ -347,16 +358,25 @@ func compareExchange(t *testing.T, remote *recordedRemote, exchange recorded, mo
 		t.Fatal("there is no result")
 	}
 	same(t, "result", exchange.Result, got, added(t, modern, exchange.Result, got))
+	// Each side has an envelope of its own in _meta; what is beside it is the client's.
 	came := remote.came(exchange.file)
-	if modern && member(t, exchange.Params, "_meta") == nil {
-		// The envelope is gone; what was around it may stay.
-		same(t, "params", exchange.Params, came, map[string][]string{"_meta": nil})
-		if meta := member(t, came, "_meta"); meta != nil && string(meta) != "{}" {
-			t.Errorf("the remote got _meta %s", meta)
-		}
-		return
+	same(t, "params", exchange.Params, came, map[string][]string{"_meta": nil})
+	if diff := cmp.Diff(withoutEnvelope(t, exchange.Params), withoutEnvelope(t, came)); diff != "" {
+		t.Errorf("_meta of the params:\n%s", diff)
 	}
-	same(t, "params", exchange.Params, came, nil)
+}
+
+// withoutEnvelope is what the _meta of params or of a result has beside what
+// protocol 2026-07-28 says there.
+func withoutEnvelope(t *testing.T, params json.RawMessage) map[string][]string {
+	t.Helper()
+	meta := member(t, params, "_meta")
+	if meta == nil {
+		return map[string][]string{}
+	}
+	all := members(t, meta)
+	maps.DeleteFunc(all, func(name string, _ []string) bool { return strings.HasPrefix(name, "io.modelcontextprotocol/") })
+	return all
 }
 
 // compareByName calls the tool by gateway_call_tool.
@@ -401,7 +421,7 @@ func compareList(t *testing.T, exchange recorded, got json.RawMessage) {
 func TestReadFirst(t *testing.T) {
 	t.Parallel()
 	all := readRecorded(t)
-	gw := startServe(t, config("", "r", newRecordedRemote(t, false, all).url, "other", newRecordedRemote(t, false, nil).url))
+	gw := startServe(t, config("", "r", newRecordedRemote(t, false, false, all).url, "other", newRecordedRemote(t, false, false, nil).url))
 	for range 20 {
 		resp := post(t, gw.url, initializeMessage, nil)
 		header := http.Header{"Mcp-Session-Id": {resp.header.Get("Mcp-Session-Id")}, "Mcp-Protocol-Version": {"2025-11-25"}}

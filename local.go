@@ -127,6 +127,9 @@ func identity(cfg *gateway.Config, store auth.Store) string {
 		}
 		fmt.Fprintf(h, "%q %q %q %q\n", server.Name, server.URL, server.Auth.ClientID, server.Auth.Issuer)
 	}
+	if login := cfg.Gateway.Login; login != nil {
+		fmt.Fprintf(h, "login %q %q\n", login.Issuer, login.ClientID)
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 

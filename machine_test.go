@@ -134,7 +134,12 @@ func TestMachineSaysWhy(t *testing.T) {
 		t.Errorf("%d exchanges for a remote that accepts nothing", n)
 	}
 
-	out, err := exec.Command("gatehouse", "check", "--config", writeConfig(t, machine("nobody")), "notes").CombinedOutput()
+	remote.Set(func(k *authtest.RemoteKnobs) { k.MCP = nil })
+	out, err := exec.Command("gatehouse", "check", "--config", writeConfig(t, machine("machine")), "notes").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "signs in there itself") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+	out, err = exec.Command("gatehouse", "check", "--config", writeConfig(t, machine("nobody")), "notes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "invalid_client") || strings.Contains(string(out), "canary") {
 		t.Errorf("check: %v\n%s", err, out)
 	}

@@ -28,7 +28,7 @@ func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Cl
 		Name: server.Name, URL: server.URL.String(), Type: a.Type,
 		Issuer: a.Issuer, ClientID: a.ClientID, ClientSecret: clientSecret,
 		TokenEndpointAuthMethod: a.TokenEndpointAuthMethod,
-		CallbackPath:            a.CallbackPath, Scopes: a.Scopes,
+		CallbackPath:            a.CallbackPath, Scopes: a.Scopes, SSOGroup: a.SSOGroup,
 		Audience: a.Audience, Resource: a.Resource, ExpectedIssuer: a.ExpectedIssuer, ConnectorID: a.ConnectorID,
 		SubjectTokenType: tokenTypes[a.SubjectTokenType], RequestedTokenType: tokenTypes[a.RequestedTokenType],
 	}

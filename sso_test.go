@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
 	"gatehouse/auth/authtest"
 )
 
@@ -21,6 +23,12 @@ type office struct {
 
 // newOffice starts it all; settings are of gateway.auth, beside issuer and client.
 func newOffice(t *testing.T, settings string) *office {
+	t.Helper()
+	return newOfficeOn(t, settings, func(config string) *process { return startServe(t, config) })
+}
+
+// newOfficeOn is newOffice with another way of starting the gateway.
+func newOfficeOn(t *testing.T, settings string, start func(config string) *process) *office {
 	t.Helper()
 	o := &office{idp: authtest.NewAS(t), crmAS: authtest.NewAS(t)}
 	// What the provider does: ID tokens, and exchanges with JWTs.
@@ -42,7 +50,7 @@ func newOffice(t *testing.T, settings string) *office {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.gw = startServe(t, string(config))
+	o.gw = start(string(config))
 	base := strings.TrimSuffix(strings.TrimSuffix(o.gw.url, "/mcp"), "/")
 	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gateway-1", Method: "client_secret_basic", RedirectURIs: []string{base + "/oauth/callback"}})
 	return o
@@ -150,5 +158,37 @@ func TestWorkload(t *testing.T) {
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize); n != 0 {
 		t.Errorf("%d people logged in", n)
+	}
+}
+
+// TestSingleSignOnStdio: one login for the local user, which a restart does not
+// cost.
+func TestSingleSignOnStdio(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	var config string
+	o := newOfficeOn(t, loginSecret, func(c string) *process {
+		config = c
+		return startStdioIn(t, state, c)
+	})
+	connect := func(gw *process) *authtest.Client {
+		t.Helper()
+		return authtest.Connect(t, authtest.ClientConfig{Transport: &mcp.IOTransport{Reader: gw.stdout, Writer: gw.stdin}})
+	}
+	client := connect(o.gw)
+	signIn(t, link(t, client.Call("crm_echo", nil), "crm"))
+	echo(t, client, "crm_echo", "over stdio")
+	if err := o.gw.stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.gw.wait(); err != nil {
+		t.Fatal(err)
+	}
+	client = connect(startStdioIn(t, state, config))
+	for _, name := range []string{"files", "wiki", "crm"} {
+		echo(t, client, name+"_echo", "after a restart")
+	}
+	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d logins", n)
 	}
 }

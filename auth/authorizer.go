@@ -3,6 +3,8 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -36,6 +38,15 @@ func (a *Authorizer) Token(ctx context.Context) (*oauth2.Token, error) {
 	} else if a.silent != nil {
 		return a.silent.token(ctx, a.key.principal)
 	}
+	token, err := a.own(ctx)
+	if token != nil || err != nil {
+		return token, err
+	}
+	return a.lent(ctx)
+}
+
+// own is Token for the remote's own grant.
+func (a *Authorizer) own(ctx context.Context) (*oauth2.Token, error) {
 	b := a.b
 	h, err := b.held(ctx, a.key, a.remote)
 	if h == nil || err != nil {
@@ -121,6 +132,18 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 	if a.silent != nil {
 		return a.silent.renew(ctx, a.key.principal, resp)
 	}
+	err := a.renewOwn(ctx, resp)
+	if errors.Is(err, ErrSignInNeeded) && a.remote != nil && a.remote.SSOGroup != "" {
+		return a.borrow(ctx, resp)
+	}
+	return err
+}
+
+// renewOwn is Renew for the remote's own grant.
+func (a *Authorizer) renewOwn(ctx context.Context, resp *http.Response) error {
+	if a.remote == nil {
+		return ErrUnknownRemote
+	}
 	sent := sentToken(resp)
 	a.b.mu.RLock()
 	h := a.b.holds[a.key]
@@ -128,7 +151,7 @@ func (a *Authorizer) Renew(ctx context.Context, resp *http.Response) error {
 	if h != nil {
 		a.b.current(ctx, h, 0) // another process may have another token already
 	}
-	token, err := a.Token(ctx)
+	token, err := a.own(ctx)
 	switch {
 	case err != nil:
 		return err
@@ -233,6 +256,28 @@ func (a *Authorizer) challengeSilent(ctx context.Context, resp *http.Response) e
 	return err
 }
 
+const (
+	maxRaised     = 2   // times that an operation leads to more permissions
+	maxOperations = 200 // that are counted for one grant
+)
+
+type operationKey struct{}
+
+// ForOperation notes in a context for which operation of a remote a challenge
+// is met, so that each leads to more permissions a few times only. name is
+// asked when it matters.
+func ForOperation(ctx context.Context, name func() string) context.Context {
+	return context.WithValue(ctx, operationKey{}, name)
+}
+
+func operationOf(ctx context.Context) string {
+	name, ok := ctx.Value(operationKey{}).(func() string)
+	if !ok {
+		return ""
+	}
+	return hash("operation", name())[:16]
+}
+
 // stepUp answers a 403. RFC 6750 section 3.1: insufficient_scope says that
 // "the request requires higher privileges than provided by the access token".
 func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challenge) error {
@@ -258,6 +303,20 @@ func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challen
 		if containsAll(g.Requested, w.need) {
 			return &Error{Kind: KindForbidden, Remote: a.key.remote,
 				Say: say + ": the permissions that it names were asked for at the sign-in already"}
+		}
+		// MCP authorization, step-up flow: clients keep retries few and count them
+		// for each resource and operation.
+		operation := operationOf(ctx)
+		if g.Raised[operation] >= maxRaised {
+			return &Error{Kind: KindForbidden, Remote: a.key.remote,
+				Say: fmt.Sprintf("%s: it asks for still more permissions after they were granted for this %d times. Its operator may know why", say, maxRaised)}
+		}
+		if len(g.Raised) < maxOperations || g.Raised[operation] > 0 {
+			w.raised = maps.Clone(g.Raised)
+			if w.raised == nil {
+				w.raised = map[string]int{}
+			}
+			w.raised[operation]++
 		}
 		// MCP authorization, step-up flow: "the union of previously requested
 		// scopes and those from the challenge".
@@ -300,6 +359,7 @@ func (a *Authorizer) present(ctx context.Context) (g *grant, refused bool, err e
 type wish struct {
 	challenge challenge
 	reason    Reason
+	raised    map[string]int
 	need      []string // scopes without which the flow is of no use
 	keep      []string // scopes to ask for beside those
 	unasked   bool     // no challenge was seen: the remote must publish that it signs in

@@ -31,6 +31,8 @@ type Remote struct {
 	CallbackPath            string      // for a pre-registered client that needs another; empty: the gateway's
 	Scopes                  []string    // instead of what discovery says; empty: discovery
 
+	SSOGroup string // remotes of one group share sign-ins; empty: none
+
 	HTTP *guard.Client // required: towards the remote's documents and its authorization server
 
 	// How one signs in there: one of the Type constants; empty: [TypeOAuth]. What
@@ -129,6 +131,7 @@ type Broker struct {
 	mu     sync.RWMutex // guards what follows
 	closed bool         // no more work is added to wg
 	holds  map[key]*hold
+	loans  map[key]loan // by who borrows
 	starts map[key]*startCall
 }
 
@@ -210,6 +213,7 @@ func New(c Config) (*Broker, error) {
 		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
 		gates:        map[string]*gate{},
 		holds:        map[key]*hold{},
+		loans:        map[key]loan{},
 		starts:       map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
@@ -266,7 +270,8 @@ func (b *Broker) ClientMetadata() []byte { return slices.Clone(b.metadata) }
 
 // Inspect walks a remote's discovery without a user, telling step what it found
 // and how a sign-in would go on. It changes nothing anywhere: where a client
-// would have to be registered, it only says so. resp is the 401 that the remote
+// would have to be registered, it only says so; where the gateway signs in
+// itself, it tries. resp is the 401 that the remote
 // gave; nil: none was seen.
 func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response, step func(Step)) error {
 	r := b.remotes[remote]

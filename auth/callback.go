@@ -29,6 +29,9 @@ type Finished struct {
 	FlowID    string
 	Principal Principal
 	Remote    string
+	// Again is where the browser goes on if nothing is finished yet: the
+	// authorization server was asked to show nothing, and wants to.
+	Again *Start
 }
 
 const (
@@ -76,7 +79,9 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	}
 	log := b.log.With("remote", f.Remote, "principal", f.Principal, "flow", f.shortHash())
 	code, err := b.check(c, id, s, f, log)
-	if err != nil {
+	if errors.Is(err, errPrompt) {
+		return b.prompt(work, f)
+	} else if err != nil {
 		log.WarnContext(ctx, "callback refused", "error", err)
 		return finished, err
 	}
@@ -87,6 +92,26 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	}
 	log.InfoContext(ctx, "signed in", "issuer", f.Frozen.Issuer)
 	return finished, nil
+}
+
+// errPrompt: the authorization server has to show something, and was asked not to.
+var errPrompt = errors.New("a prompt is needed")
+
+// prompt begins anew for the same browser, with whatever the authorization
+// server has to show.
+func (b *Broker) prompt(ctx context.Context, f *flow) (*Finished, error) {
+	_, err := b.updateFlow(ctx, f.ID, func(f *flow) error {
+		f.Prompt = true
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	start, err := b.Begin(ctx, f.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &Finished{FlowID: f.ID, Principal: f.Principal, Remote: f.Remote, Again: start}, nil
 }
 
 // one returns a parameter that is there exactly once and is sane.
@@ -128,6 +153,9 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	// are no exception, so this comes before the error is looked at.
 	if iss, ok := one(c.Query, "iss"); ok && iss != f.Frozen.Issuer || !ok && f.Frozen.IssParameter {
 		return "", ErrIssuerMismatch
+	}
+	if c.Query.Has("error") && s.Unprompted && wantsPrompt(c.Query.Get("error")) {
+		return "", errPrompt
 	}
 	if c.Query.Has("error") {
 		// The code goes to the log if it is one that we know; error_description
@@ -190,7 +218,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 			Issuer: f.Frozen.Issuer, Resource: f.Frozen.Resource,
 			ClientID: f.ClientID, AuthMethod: f.AuthMethod,
 			TokenEndpoint: f.Frozen.TokenEndpoint, RevocationEndpoint: f.Frozen.RevocationEndpoint,
-			Requested: f.Scopes,
+			Requested: f.Scopes, Raised: f.Raised,
 		},
 		ClientSecret: f.ClientSecret,
 	}).receive(answer, now)
@@ -202,6 +230,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 	if _, err := b.readFlow(ctx, f.ID); errors.Is(err, ErrFlowUnknown) {
 		return errors.Join(fmt.Errorf("%w: its flow is gone", ErrStateUnknown), b.dropGrant(ctx, k))
 	}
+	b.unlend(k)
 	b.clearTrouble(ctx, k)
 	if _, err := b.store.Put(ctx, bucketPins, pinKey(r), []byte(g.Issuer), AnyVersion, time.Time{}); err != nil {
 		b.log.WarnContext(ctx, "pinning the issuer failed", "remote", f.Remote, "error", err)

@@ -90,7 +90,7 @@ func (d *discoverer) discover(ctx context.Context, r *Remote, ch challenge, step
 	if err != nil || base.Host == "" {
 		return nil, &Error{Kind: KindInternal, Remote: r.Name, Say: "its url in the config is not a URL"}
 	}
-	w := &walk{discoverer: d, r: r, base: base, step: step}
+	w := &walk{discoverer: d, r: r, base: base, step: step, browser: r.browser()}
 	found, err := w.run(ctx, ch)
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -104,10 +104,12 @@ type walk struct {
 	r    *Remote
 	base *url.URL // of the remote
 	step func(Step)
+
+	browser bool // a person is to visit the authorization server
 }
 
 // issuer returns the metadata of an authorization server that the config names,
-// as far as r may reach it.
+// as far as r may reach it, for requests that need no browser.
 func (d *discoverer) issuer(ctx context.Context, r *Remote, issuer string, step func(Step)) (*serverMetadata, error) {
 	if step == nil {
 		step = func(Step) {}
@@ -345,7 +347,7 @@ func (w *walk) withoutDocument(ctx context.Context) (*discovered, error) {
 	switch {
 	case err == nil:
 		found = meta.discovered()
-	case w.r.Issuer == "" && errors.Is(err, errAbsent) && w.r.browser():
+	case w.r.Issuer == "" && errors.Is(err, errAbsent) && w.browser:
 		found = w.defaultEndpoints(base)
 	default:
 		return nil, err
@@ -451,7 +453,7 @@ func (w *walk) server(ctx context.Context, issuer string, spec bool) (*serverMet
 		return nil, w.fail(KindDiscovery, err,
 			"it names an authorization server by a URL that the gateway may not reach: ask its operator to correct that, or list the address in the remote's allowAddresses if it is meant to be there")
 	}
-	key := serverKey{issuer, spec, w.r.browser(), w.r.HTTP}
+	key := serverKey{issuer, spec, w.browser, w.r.HTTP}
 	if meta := w.cached(key); meta != nil {
 		w.step(Step{What: "authorization server metadata", URL: issuer, OK: true, Note: "known already; " + meta.summary()})
 		return meta, nil
@@ -513,7 +515,7 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 		name, value string
 		required    bool
 	}{
-		{"authorization_endpoint", meta.AuthorizationEndpoint.value, w.r.browser()},
+		{"authorization_endpoint", meta.AuthorizationEndpoint.value, w.browser},
 		{"token_endpoint", meta.TokenEndpoint.value, true},
 		{"registration_endpoint", meta.RegistrationEndpoint.value, false},
 		{"revocation_endpoint", meta.RevocationEndpoint.value, false},
@@ -532,7 +534,7 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 	// MCP authorization, PKCE: "If code_challenge_methods_supported is absent, the
 	// authorization server does not support PKCE and MCP clients MUST refuse to
 	// proceed."
-	if w.r.browser() && !slices.Contains(meta.ChallengeMethods.value, "S256") {
+	if w.browser && !slices.Contains(meta.ChallengeMethods.value, "S256") {
 		return nil, &documentError{
 			what:   "does not list S256 among code_challenge_methods_supported",
 			advice: "Gatehouse requires PKCE with S256: ask its operator to enable it",

@@ -27,6 +27,13 @@
 //     about 80 % of its life it is refreshed in the background, one request in
 //     flight per grant, everybody waiting under their own context.
 //
+// Where nobody signs in to the remote itself, the same [Authorizer] answers by
+// silent.go: with the gateway's own credentials, or with what a login at the
+// gateway's own provider is good for. That login (login.go) is a grant like any
+// other, of the remote that is not there, [LoginRemote]; what it is good for is
+// forwarded or, by the exchange room, exchanged. Only when it is missing there is
+// a link. Remotes of one group (group.go) may use one grant.
+//
 // A state carries nothing: it is 256 random bits, stored as a hash, good for one
 // use in ten minutes. What a flow needs stays in the [Store], which is told of
 // every change before the change counts. [Memory] (memory.go) ends with the

@@ -43,11 +43,13 @@ type flowFacts struct {
 	RemoteURL string
 	Reason    Reason
 	Scopes    []string
+	Raised    map[string]int `json:",omitempty"` // as in the grant that this is for
 	Created   time.Time
 	Expires   time.Time // of the link
 	States    []stateRef
 	Ended     bool
 	Outcome   Outcome
+	Prompt    bool // the authorization server wants to show something: no more tries without
 
 	Frozen      discovered
 	RedirectURI string
@@ -198,7 +200,7 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 	f := &flow{
 		flowFacts: flowFacts{
 			ID: rand.Text(), Principal: k.principal, Remote: k.remote, RemoteURL: r.URL,
-			Reason: w.reason, Scopes: scopes, Created: now, Expires: now.Add(flowLife),
+			Reason: w.reason, Scopes: scopes, Raised: w.raised, Created: now, Expires: now.Add(flowLife),
 			Frozen: *d, RedirectURI: reg.RedirectURI, ClientID: reg.ClientID, AuthMethod: reg.AuthMethod, Source: reg.Source,
 		},
 		ClientSecret: reg.ClientSecret,
@@ -321,8 +323,9 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 		return nil, ErrFlowUnknown
 	}
 	id, cookie := randomText(), randomText()
+	silently := b.unprompted(ctx, f)
 	s := &state{
-		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife)},
+		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife), Unprompted: silently},
 		Verifier:   secret.New(oauth2.GenerateVerifier()),
 	}
 	if err := b.putState(ctx, id, s); err != nil {
@@ -360,6 +363,9 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 		// RFC 8707; MCP authorization: the parameter "MUST be included in both
 		// authorization requests and token requests".
 		options = append(options, oauth2.SetAuthURLParam("resource", f.Frozen.Resource))
+	}
+	if silently {
+		options = append(options, oauth2.SetAuthURLParam("prompt", "none"))
 	}
 	return &Start{
 		RedirectURL: conf.AuthCodeURL(id, options...),
@@ -648,6 +654,7 @@ type stateFacts struct {
 	Flow       string
 	CookieHash string
 	Expires    time.Time
+	Unprompted bool // the authorization server was asked to show nothing
 }
 
 // stateRecord is a state's form in the store.

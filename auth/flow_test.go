@@ -443,3 +443,31 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestStepUpLimit: a remote that wants more permissions each time it is called
+// gets its way twice for each operation; others are not affected.
+func TestStepUpLimit(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	more := func(operation, scope string) error {
+		t.Helper()
+		ctx := auth.ForOperation(t.Context(), func() string { return operation })
+		return w.Authorizer(auth.Local, "r0").Challenge(ctx, w.answer("r0", w.token(auth.Local, "r0"), http.StatusForbidden,
+			fmt.Sprintf(`Bearer error="insufficient_scope", scope=%q`, scope)))
+	}
+	for _, scope := range []string{"one", "two"} {
+		if _, err := w.visit(w.required(more("tools/call greedy", scope))).finish(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused, ok := errors.AsType[*auth.Error](more("tools/call greedy", "three"))
+	if !ok || refused.Kind != auth.KindForbidden || !strings.Contains(refused.Say, "2 times") {
+		t.Errorf("a third time: %v", refused)
+	}
+	if _, err := w.visit(w.required(more("tools/call modest", "three"))).finish(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := errors.AsType[*auth.Error](more("tools/call greedy", "four")); !ok {
+		t.Error("another operation's sign-in makes room for more")
+	}
+}

@@ -67,10 +67,11 @@ type grantFacts struct {
 
 	Requested []string
 	Granted   []string
-	Obtained  time.Time // the access token
-	RefreshAt time.Time // zero: never
-	Expires   time.Time // zero: the server did not say
-	Account   string    // for display
+	Raised    map[string]int `json:",omitempty"` // how often more was granted for an operation, by its hash
+	Obtained  time.Time      // the access token
+	RefreshAt time.Time      // zero: never
+	Expires   time.Time      // zero: the server did not say
+	Account   string         // for display
 
 	// Redeeming is when the refresh token was about to be sent, zero once what
 	// came of it is known. If nobody is at it any more, the answer is lost: the
@@ -428,6 +429,7 @@ func (b *Broker) End(p Principal) {
 	// before the deletion below.
 	err = b.endFlows(ctx, p, "")
 	b.clearTokens(ctx, p, "")
+	b.endLoans(p, "")
 	for _, s := range b.silent {
 		s.forget(p)
 	}
@@ -461,6 +463,14 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	if r.login {
 		b.clearTokens(work, p, "")
 	}
+	// A grant that others of the group use ends for all of them.
+	if from, _ := b.sharing(key{p, remote}); from != remote {
+		defer func() { b.unlend(key{p, remote}) }()
+		if mate := b.remotes[from]; mate != nil {
+			return b.SignOut(ctx, p, from)
+		}
+	}
+	b.endLoans(p, remote)
 
 	k := key{p, remote}
 	h, err := b.held(work, k, r)
@@ -548,6 +558,7 @@ type Status struct {
 	Scopes      []string
 	Expires     time.Time // of the access token; zero: unknown
 	Refreshable bool
+	Shared      []string // the remotes of an ssoGroup that this sign-in serves, itself included; nil: it alone
 
 	Pending     *RequiredError // the link that waits for a browser, if one does
 	LastError   *Error         // what failed last; nil once something worked
@@ -572,6 +583,13 @@ func (b *Broker) Status(p Principal, remote string) Status {
 	defer done()
 	if silent := b.silent[remote]; silent != nil {
 		return silent.status(ctx, p)
+	}
+	if from, all := b.sharing(key{p, remote}); from != remote {
+		s = b.Status(p, from)
+		s.Shared = all
+		return s
+	} else {
+		s.Shared = all
 	}
 	now := b.now()
 	k := key{p, remote}

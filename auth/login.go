@@ -190,6 +190,59 @@ func (b *Broker) requireLogin(ctx context.Context, p Principal, r *Remote) error
 	return err
 }
 
+// LoginTokens are what the login's provider issued to the gateway at a login
+// that something else than a flow of the [Broker] has brought to its end.
+type LoginTokens struct {
+	ID      secret.Text // required
+	Access  secret.Text // required
+	Refresh secret.Text // empty: the login ends with its ID token
+	Expires time.Time   // of Access; zero: unknown
+	Scopes  []string    // granted
+}
+
+// KeepLogin keeps the tokens of a login for a principal, like those of a flow:
+// in the store, renewed when they have to be, used for the remotes that live on
+// the login. The ID token is verified.
+func (b *Broker) KeepLogin(ctx context.Context, p Principal, t LoginTokens) error {
+	if b.login == nil {
+		return ErrUnknownRemote
+	}
+	work, done, err := b.work(finishTime)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := b.verifyLogin(work, t.ID, secret.Text{}); err != nil {
+		return &Error{Kind: KindToken, Remote: LoginRemote, Say: "the identity provider did not issue an ID token that can be verified", Err: err}
+	}
+	meta, err := b.discoverer.issuer(work, b.login, b.login.Issuer, nil)
+	if err != nil {
+		return err
+	}
+	c := b.loginClient(meta.AuthMethods.value)
+	g := &grant{
+		grantFacts: grantFacts{
+			Principal: p, Remote: LoginRemote, RemoteURL: b.login.URL, Issuer: b.login.Issuer,
+			ClientID: c.ID, AuthMethod: c.Method,
+			TokenEndpoint: meta.TokenEndpoint.value, RevocationEndpoint: meta.RevocationEndpoint.value,
+			Requested: b.login.Scopes,
+		},
+		ClientSecret: c.Secret,
+	}
+	answer := &endpoint.Answer{Access: t.Access, Refresh: t.Refresh, ID: t.ID, Scope: strings.Join(t.Scopes, " ")}
+	if !t.Expires.IsZero() {
+		answer.ExpiresIn = max(t.Expires.Sub(b.now()), time.Second)
+	}
+	k := key{p, LoginRemote}
+	// What was got for another account of the same person is not theirs any more.
+	b.clearTokens(work, p, "")
+	if err := b.writeGrant(work, k, b.login, g.receive(answer, b.now()), AnyVersion); err != nil {
+		return internalError(LoginRemote, err)
+	}
+	b.log.InfoContext(ctx, "login kept", "principal", p, "issuer", b.login.Issuer)
+	return nil
+}
+
 // loginStatus is what a principal's login stands at.
 func (b *Broker) loginStatus(ctx context.Context, p Principal) Status {
 	if b.workload != nil {
@@ -320,7 +373,8 @@ func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, was secret.
 	}
 	set := b.keys.set
 	b.keys.mu.Unlock()
-	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, set, rp.WithSupportedSigningAlgorithms(
+	// The clocks may differ a little, and a token about to expire is of no use.
+	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, set, rp.WithIssuedAtOffset(freshEnough), rp.WithSupportedSigningAlgorithms(
 		"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"))
 	claims, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, token.Value(), verifier)
 	if err != nil {

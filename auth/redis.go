@@ -258,7 +258,8 @@ func isUnwritable(say string) bool {
 // putScript swaps a record: KEYS the record and the index; ARGV the version
 // that is expected ("any": whatever is there), the next one, the envelope, its
 // time to live in ms ("" for ever), its score in the index, the time, the
-// bucket's limit, and the record's name. It returns {"ok"}, {"conflict"},
+// bucket's limit, and the record's name. Sent twice, as after an answer that was
+// lost, it succeeds twice. It returns {"ok"}, {"conflict"},
 // {"full"}, or {"version", the one that the next has to be higher than}.
 var putScript = redis.NewScript(`
 local have = redis.call('HMGET', KEYS[1], 'n', 'v')
@@ -266,6 +267,7 @@ local listed = redis.call('ZSCORE', KEYS[2], ARGV[8])
 local live = have[2] and listed and tonumber(listed) > tonumber(ARGV[6])
 local version = '0'
 if live then version = have[1] end
+if have[1] == ARGV[2] and have[2] == ARGV[3] then return {'ok'} end
 if ARGV[1] ~= 'any' and ARGV[1] ~= version then return {'conflict'} end
 if have[1] and (#have[1] > #ARGV[2] or #have[1] == #ARGV[2] and have[1] >= ARGV[2]) then return {'version', have[1]} end
 if not live then
@@ -406,13 +408,22 @@ func (r *Redis) Lease(ctx context.Context, name string) (Lease, error) {
 	}
 }
 
+// leaseScript takes a lease that nobody has. Sent twice it succeeds twice.
+var leaseScript = redis.NewScript(`
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1
+`)
+
 func (l *redisLease) try(ctx context.Context) (bool, error) {
 	asking, cancel, err := l.store.ready(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer cancel()
-	taken, err := l.store.client.SetNX(asking, l.key, l.word, leaseTime).Result()
+	taken, err := leaseScript.Run(asking, l.store.client, []string{l.key}, l.word, leaseTime.Milliseconds()).Bool()
+	if errors.Is(err, redis.Nil) {
+		taken, err = false, nil
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -78,7 +79,7 @@ func (s *silent) token(ctx context.Context, p Principal) (*oauth2.Token, error) 
 			return nil, nil // its challenge tells
 		}
 	}
-	token, err := s.fetch(ctx, p, f, challenge{})
+	token, err := s.fetch(ctx, p, f)
 	if errors.Is(err, ErrSignInNeeded) {
 		return nil, nil
 	}
@@ -115,7 +116,7 @@ func (s *silent) another(ctx context.Context, p Principal, f *found, sent string
 			return s.failed(p, s.unwanted())
 		}
 	}
-	token, err := s.fetch(ctx, p, f, challenge{})
+	token, err := s.fetch(ctx, p, f)
 	switch {
 	case err != nil:
 		return err
@@ -162,13 +163,13 @@ func (s *silent) known() *found {
 
 // fetch returns a token of the principal, or [ErrSignInNeeded] if it takes a
 // login at the gateway that is not there.
-func (s *silent) fetch(ctx context.Context, p Principal, f *found, ch challenge) (*oauth2.Token, error) {
+func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Token, error) {
 	if s.r.Type == TypeForward {
 		return s.forward(ctx, p)
 	}
 	if f == nil {
 		var err error
-		if f, err = s.find(ctx, ch); err != nil {
+		if f, err = s.find(ctx, challenge{}); err != nil {
 			return nil, s.failed(p, err)
 		}
 	}
@@ -185,10 +186,23 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found, ch challenge)
 	}
 	token, err := s.b.exchanger.Token(ctx, subject, f.target)
 	if err != nil {
+		s.doubt(f, err)
 		return nil, s.failed(p, s.explain(err))
 	}
 	s.worked(p)
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
+}
+
+// doubt has the next one look again for where tokens come from: servers move.
+func (s *silent) doubt(f *found, err error) {
+	if _, ok := errors.AsType[*endpoint.Error](err); !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.found == f {
+		s.found = nil
+	}
 }
 
 // worked forgets what failed.
@@ -248,6 +262,8 @@ func (s *silent) explain(err error) error {
 		return asError(s.r.Name, err)
 	case errors.Is(err, guard.ErrBlocked):
 		return fail(KindUnavailable, "the token endpoint of "+server+" is at an address that the gateway may not reach: list it in the remote's allowAddresses if it is meant to be there")
+	case unreadable(err):
+		return fail(KindUnavailable, "the client certificate for the token endpoint of "+server+" cannot be read: look at the files of cert and key in the remote's auth.tls")
 	case endedHandshake(err):
 		return fail(KindUnavailable, "the token endpoint of "+server+" ended the TLS handshake, as it does without a client certificate that it accepts: set cert and key in the remote's auth.tls, or renew them")
 	case e.Code == "invalid_client" || e.Code == "unauthorized_client":
@@ -256,6 +272,12 @@ func (s *silent) explain(err error) error {
 		return fail(KindToken, server+" does not issue a token for it ("+e.Code+"): ask its operator whether the gateway's client and you may have one")
 	}
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
+}
+
+// unreadable reports whether a file was missing that a request needs.
+func unreadable(err error) bool {
+	_, ok := errors.AsType[*fs.PathError](err)
+	return ok
 }
 
 // endedHandshake reports whether a server answered with a TLS alert, as one
@@ -301,18 +323,6 @@ func (s *silent) look(ctx context.Context, ch challenge, step func(Step)) (*foun
 	return s.exchange(ctx, step)
 }
 
-// scopes are what the config, the challenge or the remote's document asks for,
-// in this order (MCP authorization, scope selection).
-func (s *silent) scopes(ch challenge, d *discovered) []string {
-	switch {
-	case len(s.r.Scopes) > 0:
-		return s.r.Scopes
-	case len(ch.Scope) > 0:
-		return unionScopes(ch.Scope)
-	}
-	return d.ScopesSupported
-}
-
 // client returns the gateway's client at the remote's own authorization server.
 func (s *silent) client(issuer string, methods []string) (endpoint.Client, error) {
 	c := endpoint.Client{ID: s.r.ClientID, Secret: s.r.ClientSecret, Key: s.r.Key, Method: s.r.TokenEndpointAuthMethod, Audience: issuer}
@@ -344,7 +354,7 @@ func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*f
 		return nil, err
 	}
 	t.Resource = cmp.Or(s.r.Resource, d.Resource)
-	t.Scopes = s.scopes(ch, d)
+	t.Scopes = unionScopes(scopesOf(s.r, ch, d))
 	t.Server = exchange.Server{Endpoint: d.TokenEndpoint, Client: c, HTTP: s.r.tokenHTTP(),
 		// Without a word in the config the metadata's endpoint decides who issues.
 		Issuer: s.r.ExpectedIssuer, Pinned: s.r.TokenEndpoint == "" && d.Issuer == s.r.ExpectedIssuer}
@@ -434,7 +444,7 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 		return nil, err
 	}
 	return &found{&exchange.Target{
-		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: s.scopes(ch, d),
+		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: unionScopes(scopesOf(s.r, ch, d)),
 		// Enterprise-managed authorization: audience is "the issuer identifier of
 		// the resource authorization server", resource that of the MCP server.
 		Audience: cmp.Or(s.r.Audience, d.Issuer), Resource: cmp.Or(s.r.Resource, d.Resource),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -60,13 +61,9 @@ func newProvider(t *testing.T) *provider {
 // issue answers with a JWT of these claims beside iss.
 func (p *provider) issue(w http.ResponseWriter, claims map[string]any, members map[string]any) {
 	all := map[string]any{"iss": p.URL}
-	for k, v := range claims {
-		all[k] = v
-	}
+	maps.Copy(all, claims)
 	answer := map[string]any{"access_token": jwt(all), "token_type": "Bearer", "expires_in": 600, "issued_token_type": TypeAccessToken}
-	for k, v := range members {
-		answer[k] = v
-	}
+	maps.Copy(answer, members)
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(answer)
 }

@@ -677,6 +677,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	}
 	checkStore(r, at+".store", &g.Store)
 	c.checkLogin(r, at+".auth", f.Auth)
+	c.checkGroups(r)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
 	checkCallbackPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
 	if g.OAuth.MetadataPath == g.OAuth.CallbackPath || strings.HasPrefix(g.OAuth.MetadataPath, g.OAuth.CallbackPath+"/") {

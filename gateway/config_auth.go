@@ -22,6 +22,7 @@ type Auth struct {
 	TokenEndpointAuthMethod string // empty: what the authorization server lists
 	CallbackPath            string // empty: the gateway's
 	Scopes                  []string
+	SSOGroup                string // shares sign-ins with the others of the group
 	Audience                string
 	Resource                string
 	TokenEndpoint           *url.URL // nil: as discovered
@@ -64,6 +65,7 @@ type authFile struct {
 	TokenEndpointAuthMethod string   `json:"tokenEndpointAuthMethod"`
 	CallbackPath            string   `json:"callbackPath"`
 	Scopes                  []string `json:"scopes"`
+	SSOGroup                string   `json:"ssoGroup"`
 	Audience                string   `json:"audience"`
 	Resource                string   `json:"resource"`
 	TokenEndpoint           string   `json:"tokenEndpoint"`
@@ -72,8 +74,6 @@ type authFile struct {
 	SubjectTokenType        string   `json:"subjectTokenType"`
 	RequestedTokenType      string   `json:"requestedTokenType"`
 	TLS                     TLS      `json:"tls"`
-
-	SSOGroup string `json:"ssoGroup" later:"true"`
 }
 
 // SignsIn reports whether the remote gets tokens.
@@ -89,7 +89,7 @@ var authTypes = []struct {
 	name string
 	keys []string
 }{
-	{auth.TypeOAuth, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "tokenEndpointAuthMethod", "callbackPath", "scopes"}},
+	{auth.TypeOAuth, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "tokenEndpointAuthMethod", "callbackPath", "scopes", "ssoGroup"}},
 	{auth.TypeForward, []string{"audience", "subjectTokenType"}},
 	{auth.TypeExchange, []string{"issuer", "clientId", "clientSecret", "clientSecretFile", "privateKeyFile", "tokenEndpointAuthMethod",
 		"scopes", "audience", "resource", "tokenEndpoint", "connectorId", "expectedIssuer", "subjectTokenType", "requestedTokenType", "tls"}},
@@ -104,7 +104,7 @@ func checkAuth(r *reader, at string, f *authFile, allow []netip.Prefix) Auth {
 	a := Auth{
 		Type: or(f.Type, "oauth"), Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret),
 		ClientSecretFile: f.ClientSecretFile, PrivateKeyFile: f.PrivateKeyFile, TokenEndpointAuthMethod: f.TokenEndpointAuthMethod,
-		CallbackPath: f.CallbackPath, Scopes: f.Scopes, Audience: f.Audience, Resource: f.Resource, ExpectedIssuer: f.ExpectedIssuer,
+		CallbackPath: f.CallbackPath, Scopes: f.Scopes, SSOGroup: f.SSOGroup, Audience: f.Audience, Resource: f.Resource, ExpectedIssuer: f.ExpectedIssuer,
 		ConnectorID: f.ConnectorID, SubjectTokenType: f.SubjectTokenType, RequestedTokenType: f.RequestedTokenType, TLS: f.TLS,
 	}
 	checkAuthType(r, at, f, a.Type)
@@ -159,7 +159,7 @@ func checkAuthType(r *reader, at string, f *authFile, typ string) {
 		{"issuer", f.Issuer != ""}, {"clientId", f.ClientID != ""}, {"clientSecret", f.ClientSecret != ""},
 		{"clientSecretFile", f.ClientSecretFile != ""}, {"privateKeyFile", f.PrivateKeyFile != ""},
 		{"tokenEndpointAuthMethod", f.TokenEndpointAuthMethod != ""}, {"callbackPath", f.CallbackPath != ""}, {"scopes", len(f.Scopes) > 0},
-		{"audience", f.Audience != ""}, {"resource", f.Resource != ""}, {"tokenEndpoint", f.TokenEndpoint != ""},
+		{"ssoGroup", f.SSOGroup != ""}, {"audience", f.Audience != ""}, {"resource", f.Resource != ""}, {"tokenEndpoint", f.TokenEndpoint != ""},
 		{"connectorId", f.ConnectorID != ""}, {"expectedIssuer", f.ExpectedIssuer != ""}, {"tls", f.TLS != TLS{}},
 		{"subjectTokenType", f.SubjectTokenType != ""}, {"requestedTokenType", f.RequestedTokenType != ""},
 	} {
@@ -217,6 +217,19 @@ func checkScopes(r *reader, at string, scopes []string) {
 	for i, scope := range scopes {
 		if scope == "" || strings.ContainsFunc(scope, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '\\' }) {
 			r.problem(fmt.Sprintf("%s.%d", at, i), "is not one scope: write each as an element of its own")
+		}
+	}
+}
+
+// checkGroups refuses a group of one, which a typing error makes.
+func (c *Config) checkGroups(r *reader) {
+	size := map[string]int{}
+	for i := range c.Servers {
+		size[c.Servers[i].Auth.SSOGroup]++
+	}
+	for i := range c.Servers {
+		if s := &c.Servers[i]; s.Auth.SSOGroup != "" && size[s.Auth.SSOGroup] == 1 {
+			r.problem(join("mcpServers", s.Name)+".auth.ssoGroup", "names a group that no other remote is in")
 		}
 	}
 }

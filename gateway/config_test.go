@@ -143,7 +143,7 @@ func TestConfigProblems(t *testing.T) {
 		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "resource": "nonsense"}`), "absolute URI"},
 		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tls": {"ca": "x"}}`), "which is not set"},
 		{remote(url + `, "auth": {"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "https://x.example.com", "tls": {"cert": "x"}}`), "go together"},
-		{remote(url + `, "auth": {"ssoGroup": "corp"}`), "not supported yet"},
+		{remote(url + `, "auth": {"ssoGroup": "corp"}`), "no other remote is in"},
 		{remote(url + `, "auth": {"type": "none", "clientId": "x"}`), "no effect"},
 		{remote(url + `, "auth": {"issuer": "http://as.example.com"}`), "plain http"},
 		{remote(url + `, "auth": {"issuer": "https://as.example.com?x=1"}`), "without query"},

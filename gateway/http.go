@@ -338,9 +338,10 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	if !g.refuseCall(w, v, method) {
-		h.ServeHTTP(w, withServer(r, v.server))
+	if g.refuseCall(w, v, method) || h == g.modern && g.serveShort(w, r, v, method) {
+		return
 	}
+	h.ServeHTTP(w, withServer(r, v.server))
 }
 
 // refuseCall answers a call that is one too many for its principal. It is
@@ -375,6 +376,15 @@ func withServer(r *http.Request, s *mcp.Server) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), serverKey{}, s))
 }
 
+// readBody is the body of a request that has been read already.
+type readBody struct {
+	*bytes.Reader
+	raw []byte
+}
+
+// Close does nothing.
+func (*readBody) Close() error { return nil }
+
 // readEnvelope reads a POST's body within its limit, notes the params as they
 // were received for the adapter, and returns the method. A batch has none.
 func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method string, ok bool) {
@@ -397,7 +407,7 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		http.Error(w, "the response could not be read", http.StatusBadRequest)
 		return "", false
 	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.Body = &readBody{bytes.NewReader(body), body}
 	members, err := rawjson.Get(body, "method", "params", "id", "result", "error")
 	if err != nil {
 		members = make([][]byte, 5) // a batch, or no message

@@ -130,6 +130,13 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	g.signInBegun(r.Context(), flow)
+	g.sendAway(w, r, start)
+	return nil
+}
+
+// sendAway sends a browser to an authorization server, with the proof that it
+// will be the same when it comes back.
+func (g *Gateway) sendAway(w http.ResponseWriter, r *http.Request, start *auth.Start) {
 	http.SetCookie(w, &http.Cookie{
 		Name:     start.Cookie.Name,
 		Value:    start.Cookie.Value.Value(),
@@ -141,7 +148,6 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 		SameSite: http.SameSiteLaxMode,
 	})
 	http.Redirect(w, r, start.RedirectURL, http.StatusSeeOther)
-	return nil
 }
 
 // onLoopback reports whether browsers reach the gateway on their own machine.
@@ -218,6 +224,10 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
 		return err
+	}
+	if finished.Again != nil {
+		g.sendAway(w, r, finished.Again)
+		return nil
 	}
 	g.signInFinished(r.Context(), finished, g.auth.Status(finished.Principal, finished.Remote).Account)
 	// The person has signed in, even if their browser leaves now.

@@ -269,11 +269,17 @@ var signInBy = map[string]string{
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
 	say, all := g.report(ctx, c.view, true)
-	return toolText(say, map[string]any{
+	structured := map[string]any{
 		"version":  g.version,
 		"identity": identity(c.view.principal),
 		"remotes":  all,
-	})
+	}
+	if cache := g.auth.Exchanges(); cache.Hits+cache.Misses > 0 {
+		structured["exchange_cache"] = map[string]any{
+			"hits": cache.Hits, "misses": cache.Misses, "size": cache.Size, "evictions": cache.Evictions,
+		}
+	}
+	return toolText(say, structured)
 }
 
 // Status is what gateway_status says to the local user; without links where
@@ -594,6 +600,12 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 	}
 	if remote == auth.LoginRemote {
 		remote = "your login at the gateway"
+	}
+	if len(held.Shared) > 0 {
+		for _, mate := range held.Shared {
+			c.view.session.Disconnect(mate)
+		}
+		remote = strings.Join(held.Shared, ", ") + " (one sign-in for the group)"
 	}
 	if revoked {
 		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatehouse/auth"
+	"gatehouse/session/rawjson"
 )
 
 const (
@@ -112,6 +113,8 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		return nil, fmt.Errorf("reading _meta: %w", err)
 	}
 
+	ctx = auth.ForOperation(ctx, func() string { return operation(method, params) })
+
 	for try := 0; ; try++ {
 		l, release, err := c.linkFor(ctx, from)
 		if err != nil {
@@ -151,6 +154,16 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		c.failed(l, err)
 		return nil, err
 	}
+}
+
+// operation is what a request is for: its method, and the tool, prompt or
+// resource.
+func operation(method string, params json.RawMessage) string {
+	got, err := rawjson.Get(params, "name", "uri")
+	if err != nil {
+		return method
+	}
+	return method + " " + string(got[0]) + string(got[1])
 }
 
 // once sends the request on one link.

@@ -23,7 +23,8 @@ import (
 type TokenInfo struct {
 	Subject  string
 	ClientID string
-	Audience string // the resource that it was issued for
+	Audience string   // the resource that it was issued for
+	Also     []string // beside Audience
 	Scopes   []string
 	Expires  time.Time // zero: never
 }
@@ -89,6 +90,7 @@ type ASKnobs struct {
 
 	// Authorization endpoint.
 	Deny            string // the error to answer with, instead of approving
+	PromptNeeded    string // the error to answer prompt=none with
 	DenyDescription string // error_description
 	Iss             IssMode
 
@@ -102,6 +104,7 @@ type ASKnobs struct {
 	Dex        bool                          // token exchange in Dex's dialect
 	JWT        bool                          // exchanged access tokens are JWTs of the server's issuer
 	Claims     map[string]any                // of exchanged JWTs; a nil value removes the claim
+	Audiences  []string                      // access tokens are JWTs for all of these
 
 	// In front of the endpoints.
 	Metadata, Register, Authorize, Token, Revoke Intercept
@@ -158,6 +161,7 @@ type asToken struct {
 	*asGrant
 	scopes  []string
 	expires time.Time
+	also    []string // audiences beside the resource
 }
 
 type asRefresh struct {
@@ -226,7 +230,7 @@ func (a *AS) Valid(token string) (TokenInfo, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	t, ok := a.access[token]
-	if claims, is := ownJWT(token); !ok && is {
+	if claims, is := ownJWT(token); !ok && is && claims["exp"] != nil {
 		// An ID token, which somebody forwards.
 		exp, _ := claims["exp"].(float64)
 		audience, _ := claims["aud"].(string)
@@ -238,7 +242,7 @@ func (a *AS) Valid(token string) (TokenInfo, bool) {
 		return TokenInfo{}, false
 	}
 	return TokenInfo{
-		Subject: t.subject, ClientID: t.client, Audience: t.resource, Scopes: t.scopes, Expires: t.expires,
+		Subject: t.subject, ClientID: t.client, Audience: t.resource, Also: t.also, Scopes: t.scopes, Expires: t.expires,
 	}, true
 }
 
@@ -560,6 +564,8 @@ func (a *AS) serveAuthorize(w http.ResponseWriter, r *http.Request) {
 		answer.Set("iss", issuer+"/")
 	}
 	switch {
+	case k.PromptNeeded != "" && q.Get("prompt") == "none":
+		answer.Set("error", k.PromptNeeded)
 	case k.Deny != "":
 		answer.Set("error", k.Deny)
 		if k.DenyDescription != "" {
@@ -712,8 +718,11 @@ func (a *AS) mintLocked(g *asGrant, scopes []string) string {
 		life = time.Hour
 	}
 	token := "canary-at-" + rand.Text()
+	if a.knobs.Audiences != nil {
+		token = signJWT(map[string]any{"iss": a.base + a.path, "sub": g.subject, "aud": a.knobs.Audiences, "jti": rand.Text()}, "at+jwt")
+	}
 	a.secret(token)
-	a.access[token] = &asToken{asGrant: g, scopes: scopes, expires: a.nowLocked().Add(life)}
+	a.access[token] = &asToken{asGrant: g, scopes: scopes, expires: a.nowLocked().Add(life), also: a.knobs.Audiences}
 	return token
 }
 

@@ -411,7 +411,7 @@ func (r *Remote) authorize(w http.ResponseWriter, req *http.Request, k RemoteKno
 	}
 	token := bearer(req.Header)
 	info, ok := r.cfg.AS.Valid(token)
-	if audience := cmp.Or(k.Audience, r.URL); !ok || info.Audience != audience {
+	if audience := cmp.Or(k.Audience, r.URL); !ok || info.Audience != audience && !slices.Contains(info.Also, audience) {
 		var more []string
 		// RFC 6750, section 3.1: without any token there "SHOULD NOT" be an error.
 		if token != "" {

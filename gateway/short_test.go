@@ -1,0 +1,151 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth/authtest"
+)
+
+const shortEnvelope = `"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}`
+
+// TestBothWays: a tools/call of protocol 2026-07-28 gets the same messages and
+// the same status by either adapter, and what is unusual goes the long way.
+func TestBothWays(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	remote.Server().AddTool(&mcp.Tool{Name: "steps", InputSchema: json.RawMessage(`{"type":"object"}`)},
+		func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			for i := range 3 {
+				if err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: req.Params.GetProgressToken(), Progress: float64(i)}); err != nil {
+					return nil, err
+				}
+			}
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: "line\nbreak"}}}, nil
+		})
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.Results = map[string]json.RawMessage{"whoami": json.RawMessage("{\n  \"content\": [],\n  \"isError\": true, \"n\": 1.0\n}")}
+	})
+	g := newInside(t, remote, oneRemote)
+	locked := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{AS: authtest.NewAS(t)}), oneRemote)
+
+	call := func(name, more string) string {
+		return `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"` + name + `","arguments":{"text":"hi"}` + more + `}}`
+	}
+	meta := `,"_meta":{` + shortEnvelope + `}`
+	for _, tt := range []struct {
+		name, body string
+		header     http.Header // beside what is usual
+		gateway    *inside     // nil: the one in front of the open remote
+		long       bool        // it cannot go the short way
+	}{
+		{name: "a call", body: call("r_echo", meta)},
+		{name: "one with spaces", body: " " + strings.ReplaceAll(call("r_echo", meta), ",", "\n , ") + "\n"},
+		{name: "a string as id", body: strings.Replace(call("r_echo", meta), `"id":7`, `"id":"ü\n"`, 1)},
+		{name: "progress", body: call("r_steps", `,"_meta":{"progressToken":"p",`+shortEnvelope+`}`)},
+		{name: "progress, by gateway_call_tool", body: `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"gateway_call_tool","arguments":{"name":"r_steps"},"_meta":{"progressToken":1,` + shortEnvelope + `}}}`, header: http.Header{"Mcp-Name": {"gateway_call_tool"}}},
+		{name: "a result with line breaks", body: call("r_whoami", meta)},
+		{name: "no such tool", body: call("r_nothing", meta)},
+		{name: "no such remote", body: call("nothing", meta)},
+		{name: "an own tool's error", body: call("gateway_login", meta)},
+		{name: "somebody else's requestState", body: call("r_echo", `,"requestState":"gatehouse1.AAAA"`+meta)},
+		{name: "capabilities that are declared", body: call("r_echo", strings.Replace(meta, `Capabilities":{}`, `Capabilities":{"elicitation":{"url":{}},"x":{}}`, 1))},
+		{name: "no client info", body: call("r_echo", strings.Replace(meta, `"io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"},`, "", 1))},
+
+		{name: "a notification", body: strings.Replace(call("r_echo", meta), `"id":7,`, "", 1), long: true},
+		{name: "null as id", body: strings.Replace(call("r_echo", meta), `"id":7`, `"id":null`, 1), long: true},
+		{name: "no envelope", body: call("r_echo", ""), long: true},
+		{name: "another version in the envelope", body: strings.Replace(call("r_echo", meta), "2026-07-28", "2026-07-29", 1), long: true},
+		{name: "a version to come", body: strings.Replace(call("r_echo", meta), "2026-07-28", "2027-01-01", 1), header: http.Header{"Mcp-Protocol-Version": {"2027-01-01"}}, long: true},
+		{name: "no capabilities", body: call("r_echo", strings.Replace(meta, `,"io.modelcontextprotocol/clientCapabilities":{}`, "", 1)), long: true},
+		{name: "capabilities of a wrong type", body: call("r_echo", strings.Replace(meta, `Capabilities":{}`, `Capabilities":{"elicitation":7}`, 1)), long: true},
+		{name: "a client info of a wrong type", body: call("r_echo", strings.Replace(meta, `"name":"raw"`, `"name":7`, 1)), long: true},
+		{name: "another name in the header", body: call("r_echo", meta), header: http.Header{"Mcp-Name": {"r_whoami"}}, long: true},
+		{name: "no name in the header", body: call("r_echo", meta), header: http.Header{"Mcp-Name": nil}, long: true},
+		{name: "another method in the header", body: call("r_echo", meta), header: http.Header{"Mcp-Method": {"tools/list"}}, long: true},
+		{name: "no event streams", body: call("r_echo", meta), header: http.Header{"Accept": {"application/json"}}, long: true},
+		{name: "an encoded name", body: call("r_echo", meta), header: http.Header{"Mcp-Name": {"=?base64?cl9lY2hv?="}}, long: true},
+		{name: "a member twice", body: strings.Replace(call("r_echo", meta), `"id":7`, `"id":7,"id":7`, 1), long: true},
+		{name: "a batch", body: "[" + call("r_echo", meta) + "]", long: true},
+		{name: "no JSON", body: call("r_echo", meta) + "}", long: true},
+		{name: "arguments of a wrong type", body: strings.Replace(call("r_echo", meta), `{"text":"hi"}`, `7`, 1), long: true},
+		{name: "another version of JSON-RPC", body: strings.Replace(call("r_echo", meta), `"2.0"`, `"1.0"`, 1), long: true},
+
+		{name: "a sign-in is asked for", body: call("r_echo", meta), gateway: locked},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			to := tt.gateway
+			if to == nil {
+				to = g
+			}
+			header := http.Header{
+				"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"},
+				"Mcp-Protocol-Version": {modernVersion}, "Mcp-Method": {"tools/call"},
+			}
+			var named struct{ Params struct{ Name string } }
+			if json.Unmarshal([]byte(tt.body), &named) == nil {
+				header.Set("Mcp-Name", named.Params.Name)
+			}
+			maps.Copy(header, tt.header)
+			if _, short := readShort(header, []byte(tt.body)); short == tt.long {
+				t.Fatalf("it goes the short way: %v", short)
+			}
+			status, messages := exchange(t, to.url+"/mcp", header, tt.body)
+			header.Set("Content-Type", "application/json; charset=utf-8") // which is unusual
+			wantStatus, want := exchange(t, to.url+"/mcp", header, tt.body)
+			if status != wantStatus {
+				t.Errorf("status %d, and %d the long way", status, wantStatus)
+			}
+			if diff := cmp.Diff(want, messages); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// exchange posts a message and returns the messages that come back, or the text
+// if it is none.
+func exchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = header.Clone()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(message []byte) {
+		var v any
+		dec := json.NewDecoder(bytes.NewReader(message))
+		dec.UseNumber()
+		if dec.Decode(&v) != nil {
+			v = string(message)
+		}
+		messages = append(messages, v)
+	}
+	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+		add(data)
+		return resp.StatusCode, messages
+	}
+	for line := range bytes.Lines(data) {
+		if message, ok := bytes.CutPrefix(line, []byte("data: ")); ok {
+			add(message)
+		}
+	}
+	return resp.StatusCode, messages
+}

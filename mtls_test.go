@@ -1,0 +1,123 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatehouse/auth/authtest"
+)
+
+// clientIdentity writes a client certificate with this serial number.
+func clientIdentity(t *testing.T, dir string, serial int64) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "gatehouse"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{"key.pem": {Type: "PRIVATE KEY", Bytes: der}, "cert.pem": {Type: "CERTIFICATE", Bytes: cert}} {
+		path := filepath.Join(dir, file)
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// Two writes within a tick of the file system's clock are one.
+		at := time.Now().Add(time.Duration(serial) * time.Second)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestMutualTLS: a token endpoint behind mutual TLS sees the configured
+// certificate, also after it was renewed; without one there is a sentence, and
+// no token over anything less.
+func TestMutualTLS(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	as.AddClient(authtest.OAuthClient{ID: "machine", Secret: "canary-cs-m", Method: "client_secret_basic"})
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+
+	var mu sync.Mutex
+	accepted := int64(1)
+	door := httptest.NewUnstartedServer(http.HandlerFunc(as.ServeHTTP))
+	door.Config.SetKeepAlivesEnabled(false)
+	door.Config.ErrorLog = log.New(io.Discard, "", 0)
+	door.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
+		cert, err := x509.ParseCertificate(raw[0])
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if cert.SerialNumber.Int64() != accepted {
+			return fmt.Errorf("the certificate %v is not accepted", cert.SerialNumber)
+		}
+		return nil
+	}}
+	door.StartTLS()
+	t.Cleanup(door.Close)
+
+	dir := t.TempDir()
+	ca := filepath.Join(dir, "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: door.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clientIdentity(t, dir, 1)
+	config := func(certificate string) string {
+		return fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q, "auth": {"type": "clientCredentials", "clientId": "machine", "clientSecret": "canary-cs-m",
+			"tokenEndpoint": %q, "tls": {"ca": %q %s}}}}}`, remote.URL, door.URL+"/token", ca, certificate)
+	}
+	files := fmt.Sprintf(`, "cert": %q, "key": %q`, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+
+	gw := startServe(t, config(files))
+	client := authtest.Legacy(t, gw.url)
+	echo(t, client, "notes_echo", "by certificate 1")
+
+	mu.Lock()
+	accepted = 2
+	mu.Unlock()
+	clientIdentity(t, dir, 2)
+	as.ExpireAll()
+	echo(t, client, "notes_echo", "by certificate 2")
+
+	if err := os.Remove(filepath.Join(dir, "key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	again := authtest.Legacy(t, startServe(t, config("")).url)
+	requests := as.Count(authtest.EndpointToken)
+	if say := authtest.Text(again.Call("notes_echo", nil)); !strings.Contains(say, "client certificate") || !strings.Contains(say, "auth.tls") {
+		t.Errorf("without a certificate: %s", say)
+	}
+	if n := as.Count(authtest.EndpointToken); n != requests {
+		t.Error("a token was asked for without a certificate")
+	}
+}
