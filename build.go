@@ -102,7 +102,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
 			continue
 		}
-		config, err := tlsTowards(cfg, server.TLS)
+		config, err := tlsTowards(cfg, server.TLS, log)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
@@ -123,7 +123,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		if !server.Auth.SignsIn() {
 			continue
 		}
-		signIn, err := remoteSignIn(cfg, server, clients)
+		signIn, err := remoteSignIn(cfg, server, clients, log)
 		if err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}

@@ -4,10 +4,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
-	"sync"
-	"time"
 
 	"gatehouse/auth"
 	"gatehouse/auth/endpoint"
@@ -18,7 +17,7 @@ import (
 )
 
 // remoteSignIn is how one signs in to a remote, as auth needs it.
-func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Clients) (*auth.Remote, error) {
+func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Clients, log *slog.Logger) (*auth.Remote, error) {
 	a := &server.Auth
 	clientSecret, err := clientSecret(cfg, server)
 	if err != nil {
@@ -42,7 +41,7 @@ func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Cl
 		}
 	}
 	if a.TokenEndpoint != nil {
-		config, err := tlsTowards(cfg, a.TLS)
+		config, err := tlsTowards(cfg, a.TLS, log)
 		if err != nil {
 			return nil, fmt.Errorf("auth.%w", err)
 		}
@@ -94,7 +93,7 @@ func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, err
 
 // tlsTowards returns TLS settings of the config, nil for none. Their "ca" adds
 // to the system's roots and the gateway's.
-func tlsTowards(cfg *gateway.Config, t gateway.TLS) (*tls.Config, error) {
+func tlsTowards(cfg *gateway.Config, t gateway.TLS, log *slog.Logger) (*tls.Config, error) {
 	if t == (gateway.TLS{}) {
 		return nil, nil
 	}
@@ -119,47 +118,11 @@ func tlsTowards(cfg *gateway.Config, t gateway.TLS) (*tls.Config, error) {
 		out.RootCAs = roots
 	}
 	if t.Cert != "" {
-		certificate := &clientCertificate{cert: cfg.Path(t.Cert), key: cfg.Path(t.Key)}
-		if _, err := certificate.current(); err != nil {
+		certificate, err := gateway.LoadCertificate(cfg.Path(t.Cert), cfg.Path(t.Key), log)
+		if err != nil {
 			return nil, fmt.Errorf("tls.cert and tls.key: %w", err)
 		}
-		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate.current() }
+		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate.Get(nil) }
 	}
 	return out, nil
-}
-
-// clientCertificate is a certificate in files that something else renews, as
-// short-lived ones are. If they cannot be read, no connection is made.
-type clientCertificate struct {
-	cert, key string
-
-	mu      sync.Mutex // guards what follows
-	changed [2]time.Time
-	known   *tls.Certificate
-}
-
-// current returns the certificate, read again if one of its files has changed.
-func (c *clientCertificate) current() (*tls.Certificate, error) {
-	var changed [2]time.Time
-	for i, file := range []string{c.cert, c.key} {
-		info, err := os.Stat(file)
-		if err != nil {
-			return nil, fmt.Errorf("looking for the client certificate: %w", err)
-		}
-		changed[i] = info.ModTime()
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.known != nil && changed == c.changed {
-		return c.known, nil
-	}
-	loaded, err := tls.LoadX509KeyPair(c.cert, c.key)
-	if err != nil {
-		if c.known != nil {
-			return c.known, nil // one of the two has been written, the other not yet
-		}
-		return nil, fmt.Errorf("reading the client certificate: %w", err)
-	}
-	c.known, c.changed = &loaded, changed
-	return c.known, nil
 }

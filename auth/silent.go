@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -262,8 +261,6 @@ func (s *silent) explain(err error) error {
 		return asError(s.r.Name, err)
 	case errors.Is(err, guard.ErrBlocked):
 		return fail(KindUnavailable, "the token endpoint of "+server+" is at an address that the gateway may not reach: list it in the remote's allowAddresses if it is meant to be there")
-	case unreadable(err):
-		return fail(KindUnavailable, "the client certificate for the token endpoint of "+server+" cannot be read: look at the files of cert and key in the remote's auth.tls")
 	case endedHandshake(err):
 		return fail(KindUnavailable, "the token endpoint of "+server+" ended the TLS handshake, as it does without a client certificate that it accepts: set cert and key in the remote's auth.tls, or renew them")
 	case e.Code == "invalid_client" || e.Code == "unauthorized_client":
@@ -272,12 +269,6 @@ func (s *silent) explain(err error) error {
 		return fail(KindToken, server+" does not issue a token for it ("+e.Code+"): ask its operator whether the gateway's client and you may have one")
 	}
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
-}
-
-// unreadable reports whether a file was missing that a request needs.
-func unreadable(err error) bool {
-	_, ok := errors.AsType[*fs.PathError](err)
-	return ok
 }
 
 // endedHandshake reports whether a server answered with a TLS alert, as one

@@ -458,7 +458,10 @@ func TestMachineFollows(t *testing.T) {
 	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
 		t.Errorf("at the old server: %q", say)
 	}
-	o.fails(alice, "jobs") // the remote trusts the old server alone, in this test
+	// The remote trusts the old server alone, in this test.
+	if _, err := o.send(alice, "jobs"); err == nil {
+		t.Error("the remote takes the new server's token")
+	}
 	if n := next.Count(authtest.EndpointToken); n == 0 {
 		t.Error("the new server was not asked")
 	}

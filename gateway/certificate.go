@@ -12,8 +12,8 @@ import (
 // certificateCheck is how often the files of a certificate are looked at.
 const certificateCheck = time.Second
 
-// Certificate is the gateway's own TLS certificate, read again when its files
-// change: whoever renews it need not restart anything.
+// Certificate is a TLS certificate of the gateway's, as a server or as a client,
+// read again when its files change: whoever renews it need not restart anything.
 type Certificate struct {
 	cert, key string
 	log       *slog.Logger
@@ -42,7 +42,8 @@ func LoadCertificate(cert, key string, log *slog.Logger) (*Certificate, error) {
 	return c, c.loadLocked(state)
 }
 
-// Get is for [tls.Config].GetCertificate. New files that cannot be used leave
+// Get is for [tls.Config].GetCertificate, and looks at nothing of the hello. New
+// files that cannot be used leave
 // the certificate as it was.
 func (c *Certificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()

@@ -185,6 +185,9 @@ func facts(s remoteStatus) []homeFact {
 			out = append(out, homeFact{Label: label, Value: value})
 		}
 	}
+	if s.SignInBy != signInBy[auth.TypeOAuth] {
+		add("Signed in by", s.SignInBy)
+	}
 	add("Account", s.Account)
 	add("Signed in at", s.Issuer)
 	if s.Expires != nil {

@@ -76,49 +76,31 @@ func (m *Metrics) watch(g *Gateway) {
 		defer g.calls.mu.Unlock()
 		return float64(g.calls.n)
 	})
-	m.registry.MustRegister(newHeld(g))
+	gauge("exchange_cache_tokens", "Tokens kept that no person signed in for.", func() float64 { return float64(g.auth.Exchanges().Size) })
+	for name, read := range map[string]func() uint64{
+		"hits":      func() uint64 { return g.auth.Exchanges().Hits },
+		"misses":    func() uint64 { return g.auth.Exchanges().Misses },
+		"evictions": func() uint64 { return g.auth.Exchanges().Evictions },
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gatehouse_exchange_cache_" + name + "_total", Help: "What the cache of these tokens was good for: " + name + ".",
+		}, func() float64 { return float64(read()) }))
+	}
+	m.registry.MustRegister(&connections{g: g, desc: prometheus.NewDesc("gatehouse_connections", "Connections to remotes.", []string{"remote"}, nil)})
 }
 
-// held collects what there is in other rooms: connections to each remote, and
-// tokens that no person signed in for.
-type held struct {
-	g                                                   *Gateway
-	connections, exchanges, hits, evictions, size, most *prometheus.Desc
+// connections collects how many connections there are to each remote.
+type connections struct {
+	g    *Gateway
+	desc *prometheus.Desc
 }
 
-func newHeld(g *Gateway) *held {
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("gatehouse_"+name, help, labels, nil)
-	}
-	return &held{
-		g:           g,
-		connections: desc("connections", "Connections to remotes.", "remote"),
-		exchanges:   desc("exchanges_total", "Tokens that were asked for by exchange, ID-JAG or client credentials."),
-		hits:        desc("exchange_cache_hits_total", "Such tokens that were there already."),
-		evictions:   desc("exchange_cache_evictions_total", "Such tokens that made room for others (gateway.limits.exchangeCache)."),
-		size:        desc("exchange_cache_size", "Such tokens that are kept."),
-		most:        desc("exchange_cache_max", "How many of them may be kept."),
-	}
-}
+func (c *connections) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
 
-// Describe is [prometheus.Collector]'s.
-func (h *held) Describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{h.connections, h.exchanges, h.hits, h.evictions, h.size, h.most} {
-		to <- desc
+func (c *connections) Collect(to chan<- prometheus.Metric) {
+	for remote, n := range c.g.sessions.Connections() {
+		to <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), remote)
 	}
-}
-
-// Collect is [prometheus.Collector]'s.
-func (h *held) Collect(to chan<- prometheus.Metric) {
-	for remote, n := range h.g.sessions.Connections() {
-		to <- prometheus.MustNewConstMetric(h.connections, prometheus.GaugeValue, float64(n), remote)
-	}
-	s := h.g.auth.Exchanges()
-	for desc, n := range map[*prometheus.Desc]uint64{h.exchanges: s.Misses, h.hits: s.Hits, h.evictions: s.Evictions} {
-		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
-	}
-	to <- prometheus.MustNewConstMetric(h.size, prometheus.GaugeValue, float64(s.Size))
-	to <- prometheus.MustNewConstMetric(h.most, prometheus.GaugeValue, float64(s.Max))
 }
 
 // remote is a label: a name of the config, or one word for all others.
