@@ -218,6 +218,9 @@ func TestStatusPageLogin(t *testing.T) {
 		t.Fatalf("the sign-in: %d %s %s", page.Status, page.URL, page.Body)
 	}
 	authtest.Legacy(t, o.gw.url)
+	if got := scrape(t, home+"metrics"); !regexp.MustCompile(`gatehouse_exchange_cache_misses_total [1-9]`).MatchString(got) || !regexp.MustCompile(`gatehouse_exchange_cache_tokens [1-9]`).MatchString(got) {
+		t.Errorf("the exchange is not counted: %s", regexp.MustCompile(`(?m)^gatehouse_exch.*`).FindAllString(got, -1))
+	}
 	page = browser.Get(home)
 	for _, want := range []string{"Your login at the gateway", "Logged in", "One client is connected with sign-ins of its own", o.idp.Issuer()} {
 		if !strings.Contains(page.Body, want) {

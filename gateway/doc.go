@@ -20,6 +20,14 @@
 // the flow, the callback finishes it, connects the session, and says what came
 // of it. The client is told by list_changed (view.go) and repeats its call.
 //
+// home.go is the status page, where a person at a browser sees how the remotes
+// stand and signs in and out.
+//
+// What happens is counted in metrics.go and, as far as it concerns who did what,
+// written down in audit.go. What a peer may take of the gateway is bounded:
+// calllimit.go for calls of one principal, ratelimit.go for callbacks, slow.go
+// for its time, refuse.go and lines.go for the form of what it sends.
+//
 // config.go reads the configuration. Nothing in this package looks at flags or
 // the environment.
 package gateway
