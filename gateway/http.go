@@ -420,6 +420,7 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 	switch modern := r.Header.Get("Mcp-Protocol-Version") >= modernVersion; {
 	case method == "" && members[3] == nil && members[4] == nil:
 		refusal = refuseMessage(body)
+	case method == "": // the client's answer to a request of ours
 	case members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
 		// Nobody waits for an answer, or it begins a session.
 	default:
