@@ -10,7 +10,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"gatehouse/auth"
-	"gatehouse/exchange"
 )
 
 // Metrics count what the gateway does, for Prometheus. Their labels are names
@@ -78,14 +77,14 @@ func (m *Metrics) watch(g *Gateway) {
 		return float64(g.calls.n)
 	})
 	gauge("exchange_cache_tokens", "Tokens kept that no person signed in for.", func() float64 { return float64(g.auth.Exchanges().Size) })
-	for name, read := range map[string]func(exchange.Stats) uint64{
-		"hits":      func(s exchange.Stats) uint64 { return s.Hits },
-		"misses":    func(s exchange.Stats) uint64 { return s.Misses },
-		"evictions": func(s exchange.Stats) uint64 { return s.Evictions },
+	for name, read := range map[string]func() uint64{
+		"hits":      func() uint64 { return g.auth.Exchanges().Hits },
+		"misses":    func() uint64 { return g.auth.Exchanges().Misses },
+		"evictions": func() uint64 { return g.auth.Exchanges().Evictions },
 	} {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "gatehouse_exchange_cache_" + name + "_total", Help: "What the cache of these tokens was good for: " + name + ".",
-		}, func() float64 { return float64(read(g.auth.Exchanges())) }))
+		}, func() float64 { return float64(read()) }))
 	}
 	m.registry.MustRegister(&connections{g: g, desc: prometheus.NewDesc("gatehouse_connections", "Connections to remotes.", []string{"remote"}, nil)})
 }
