@@ -98,9 +98,9 @@ func TestBothWays(t *testing.T) {
 			if _, short := readShort(header, []byte(tt.body)); short == tt.long {
 				t.Fatalf("it goes the short way: %v", short)
 			}
-			status, messages := exchange(t, to.url+"/mcp", header, tt.body)
+			status, messages := shortExchange(t, to.url+"/mcp", header, tt.body)
 			header.Set("Content-Type", "application/json; charset=utf-8") // which is unusual
-			wantStatus, want := exchange(t, to.url+"/mcp", header, tt.body)
+			wantStatus, want := shortExchange(t, to.url+"/mcp", header, tt.body)
 			if status != wantStatus {
 				t.Errorf("status %d, and %d the long way", status, wantStatus)
 			}
@@ -113,7 +113,7 @@ func TestBothWays(t *testing.T) {
 
 // exchange posts a message and returns the messages that come back, or the text
 // if it is none.
-func exchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
+func shortExchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
