@@ -2,11 +2,15 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/session/rawjson"
 )
 
 const (
@@ -39,6 +43,10 @@ type client struct {
 
 	gone  context.Context // done when the client has ended its session
 	leave context.CancelFunc
+
+	flying map[string]context.CancelFunc     // the calls that go the short way (short.go), by their ids
+	asked  map[string]chan<- json.RawMessage // what they ask it, by the gateway's ids
+	asks   int                               // how often they have
 }
 
 func newClients(g *Gateway, limit int) *clients {
@@ -74,6 +82,79 @@ func (c *clients) during(ctx context.Context, ss *mcp.ServerSession) (context.Co
 		stop()
 		cancel()
 	}
+}
+
+// fly notes a call, by its id as it was received, so that it can be cancelled;
+// ok is false if there is one with this id.
+func (c *clients) fly(cl *client, id json.RawMessage, cancel context.CancelFunc) (done func(), ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cl.flying[string(id)] != nil {
+		return nil, false
+	}
+	if cl.flying == nil {
+		cl.flying = map[string]context.CancelFunc{}
+	}
+	cl.flying[string(id)] = cancel
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(cl.flying, string(id))
+	}, true
+}
+
+// cancel ends the call that a notifications/cancelled is about, if it was noted.
+func (c *clients) cancel(cl *client, notification json.RawMessage) {
+	got, err := rawjson.Get(notification, "params")
+	if err == nil && got[0] != nil {
+		got, err = rawjson.Get(got[0], "requestId")
+	}
+	if err != nil || got[0] == nil {
+		return
+	}
+	c.mu.Lock()
+	cancel := cl.flying[string(got[0])]
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// asking makes an id for a request to a client, and waits for its answer until
+// forget is called.
+func (c *clients) asking(cl *client) (id string, answers <-chan json.RawMessage, forget func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cl.asked == nil {
+		cl.asked = map[string]chan<- json.RawMessage{}
+	}
+	cl.asks++
+	id = "gatehouse-" + strconv.Itoa(cl.asks)
+	answer := make(chan json.RawMessage, 1)
+	cl.asked[id] = answer
+	return id, answer, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(cl.asked, id)
+	}
+}
+
+// answered hands a client's message to who waits for it; false if nobody does.
+func (c *clients) answered(cl *client, message json.RawMessage) bool {
+	got, err := rawjson.Get(message, "id")
+	if err != nil || !json.Valid(message) {
+		return false
+	}
+	id, _ := rawjson.String(got[0])
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	answer := cl.asked[id]
+	if answer == nil {
+		return false
+	}
+	delete(cl.asked, id) // a second answer is nobody's
+	answer <- message
+	return true
 }
 
 // enter finds a client and counts a request of it; leave ends the request.

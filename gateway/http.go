@@ -276,6 +276,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if g.refuseCall(w, client.view, method) {
 		return
 	}
+	if r.Method == http.MethodPost && g.serveShortLegacy(w, r, client, method) {
+		return
+	}
 	if r.Method == http.MethodDelete {
 		client.leave() // nobody waits for its calls any more
 	}
@@ -378,8 +381,8 @@ func withServer(r *http.Request, s *mcp.Server) *http.Request {
 
 // readBody is the body of a request that has been read already.
 type readBody struct {
-	*bytes.Reader
-	raw []byte
+	*bytes.Reader // as the SDK gets it
+	raw           []byte
 }
 
 // Close does nothing.
@@ -403,11 +406,12 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		http.Error(w, "the request body could not be read", http.StatusBadRequest)
 		return "", false
 	}
+	received := body
 	if body, err = smuggleResponse(body); err != nil {
 		http.Error(w, "the response could not be read", http.StatusBadRequest)
 		return "", false
 	}
-	r.Body = &readBody{bytes.NewReader(body), body}
+	r.Body = &readBody{bytes.NewReader(body), received}
 	members, err := rawjson.Get(body, "method", "params", "id", "result", "error")
 	if err != nil {
 		members = make([][]byte, 5) // a batch, or no message
@@ -420,9 +424,8 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 	switch modern := r.Header.Get("Mcp-Protocol-Version") >= modernVersion; {
 	case method == "" && members[3] == nil && members[4] == nil:
 		refusal = refuseMessage(body)
-	case method == "": // the client's answer to a request of ours
-	case members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
-		// Nobody waits for an answer, or it begins a session.
+	case method == "" || members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
+		// It is an answer itself, nobody waits for one, or it begins a session.
 	default:
 		if refusal = refuseRequest(method, members[1]); refusal == nil {
 			break

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -12,20 +13,22 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"gatehouse/session"
 	"gatehouse/session/rawjson"
 )
 
-// This file is a short way to the core for what is most common, a tools/call of
-// protocol 2026-07-28 with nothing unusual about it. The other adapter
-// (server.go) makes a session of the SDK's for every such request and parses it
-// six times, which is most of what a call costs. What is not exactly as expected
-// here is left to it, and so are all refusals of a malformed request.
+// This file is a short way to the core for what is most common, a tools/call
+// with nothing unusual about it. The other adapter (server.go) parses every
+// request five or six times, and in the era of protocol 2026-07-28 makes a
+// session of the SDK's for each, which is most of what a call costs. What is not
+// exactly as expected here is left to it, and so are all refusals of a malformed
+// request.
 
 // shortCall is a request that can go the short way.
 type shortCall struct{ id, params json.RawMessage }
 
-// serveShort answers a tools/call; it reports false, having done nothing, where
-// the request has to go the long way.
+// serveShort answers a tools/call of protocol 2026-07-28; it reports false,
+// having done nothing, where the request has to go the long way.
 func (g *Gateway) serveShort(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
 	body, ok := r.Body.(*readBody)
 	if !ok || method != "tools/call" {
@@ -35,60 +38,176 @@ func (g *Gateway) serveShort(w http.ResponseWriter, r *http.Request, v *view, me
 	if !ok {
 		return false
 	}
+	out := &shortAnswer{w: w, id: call.id, modern: true}
+	g.answerShort(r.Context(), caller{view: v, modern: true, capabilities: declared(call.params), notify: out.notify}, call, out)
+	return true
+}
+
+// serveShortLegacy does the same for a session of the legacy era. It also takes
+// what belongs to calls that came this way: the client's answers to what it was
+// asked, and its wish to cancel.
+func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *client, method string) bool {
+	body, ok := r.Body.(*readBody)
+	if !ok {
+		return false
+	}
+	switch method {
+	case "":
+		if !g.clients.answered(cl, body.raw) {
+			return false
+		}
+		w.WriteHeader(http.StatusAccepted)
+		return true
+	case "notifications/cancelled":
+		g.clients.cancel(cl, body.raw)
+		return false
+	case "tools/call":
+	default:
+		return false
+	}
+	call, ok := readShortLegacy(r.Header, body.raw)
+	if !ok {
+		return false
+	}
+	// MCP 2025-11-25, streamable HTTP: "Disconnection SHOULD NOT be interpreted as
+	// the client cancelling its request."
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer cancel()
+	defer context.AfterFunc(cl.gone, cancel)()
+	done, ok := g.clients.fly(cl, call.id, cancel)
+	if !ok {
+		return false
+	}
+	defer done()
 	out := &shortAnswer{w: w, id: call.id}
+	v, ss := cl.view, cl.session
+	g.answerShort(ctx, caller{
+		view: v, client: ss, capabilities: v.peers.of(ss), notify: out.notify,
+		later: func(method string, params json.RawMessage) {
+			if _, err := v.send(context.Background(), method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}}); err != nil {
+				g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
+			}
+		},
+		ask: func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
+			return g.askShort(asking, cl, out, method, params)
+		},
+	}, call, out)
+	return true
+}
+
+// answerShort has the core do the call.
+func (g *Gateway) answerShort(ctx context.Context, c caller, call shortCall, out *shortAnswer) {
+	const method = "tools/call"
 	defer func() {
 		if p := recover(); p != nil {
-			g.log.ErrorContext(r.Context(), "panic while handling a request", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			g.log.ErrorContext(ctx, "panic while handling a request", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			out.fail(renderRPC(fmt.Errorf("panic in %s", method), g.now()))
 		}
 	}()
-	c := caller{view: v, modern: true, capabilities: declared(call.params), notify: out.notify}
-	result, err := g.handle(r.Context(), c, method, call.params)
-	if err == nil {
+	result, err := g.handle(ctx, c, method, call.params)
+	if err == nil && c.modern {
 		result, err = g.modernize(method, result)
 	}
 	if err != nil {
 		answer := renderRPC(err, g.now())
 		if answer.Code == jsonrpc.CodeInternalError {
-			g.log.ErrorContext(r.Context(), "request failed", "method", method, "principal", v.principal, "error", err)
+			g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
 		}
 		out.fail(answer)
-		return true
+		return
 	}
 	out.end("result", result, http.StatusOK)
-	return true
 }
 
-// readShort takes a request apart, if it is in every respect as the protocol
-// has it.
+// askShort sends the client a request on the stream of its call and waits for
+// the answer, which comes by a POST of its own.
+func (g *Gateway) askShort(ctx context.Context, cl *client, out *shortAnswer, method string, params json.RawMessage) (json.RawMessage, error) {
+	id, answers, forget := g.clients.asking(cl)
+	defer forget()
+	if params == nil {
+		params = json.RawMessage("{}")
+	}
+	out.message(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%q,"method":%q,"params":%s}`, id, method, params))
+	select {
+	case answer := <-answers:
+		got, err := rawjson.Get(answer, "result", "error")
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("reading the client's answer to %s: %w", method, err)
+		case got[1] == nil:
+			return got[0], nil
+		}
+		var refusal jsonrpc.Error
+		if err := json.Unmarshal(got[1], &refusal); err != nil {
+			return nil, fmt.Errorf("reading the client's answer to %s: %w", method, err)
+		}
+		return nil, &session.ResponseError{Code: refusal.Code, Message: refusal.Message, Data: refusal.Data}
+	case <-ctx.Done():
+		out.notify("notifications/cancelled", fmt.Appendf(nil, `{"requestId":%q}`, id))
+		return nil, fmt.Errorf("sending %s to the client: %w", method, context.Cause(ctx))
+	case <-cl.gone.Done():
+		return nil, fmt.Errorf("sending %s to the client: %w", method, session.ErrClosed)
+	}
+}
+
+// readShortLegacy takes a request of the legacy era apart. The versions before
+// these know batches.
+func readShortLegacy(header http.Header, body []byte) (call shortCall, ok bool) {
+	if !has(header, "Mcp-Protocol-Version", "2025-11-25") && !has(header, "Mcp-Protocol-Version", "2025-06-18") {
+		return call, false
+	}
+	call, meta, ok := readCall(header, body)
+	if !ok || meta == nil {
+		return call, ok
+	}
+	version, err := rawjson.Get(meta, mcp.MetaKeyProtocolVersion)
+	return call, err == nil && version[0] == nil
+}
+
+// readShort takes a request of protocol 2026-07-28 apart.
 func readShort(header http.Header, body []byte) (call shortCall, ok bool) {
-	if !json.Valid(body) || !has(header, "Content-Type", "application/json") || !has(header, "Mcp-Protocol-Version", modernVersion) ||
-		!has(header, "Mcp-Method", "tools/call") || header["Last-Event-Id"] != nil {
+	if !has(header, "Mcp-Protocol-Version", modernVersion) || !has(header, "Mcp-Method", "tools/call") {
 		return call, false
 	}
-	if accept := header["Accept"]; len(accept) != 1 || strings.Contains(accept[0], ";") ||
-		!strings.Contains(accept[0], "application/json") || !strings.Contains(accept[0], "text/event-stream") {
-		return call, false
-	}
-	message, err := rawjson.Get(body, "jsonrpc", "id", "params")
-	if err != nil || string(message[0]) != `"2.0"` || !isID(message[1]) || message[2] == nil {
-		return call, false
-	}
-	params, err := rawjson.Get(message[2], "name", "_meta", "arguments")
-	if err != nil || params[1] == nil || params[2] != nil && params[2][0] != '{' {
+	call, envelope, ok := readCall(header, body)
+	if !ok || envelope == nil {
 		return call, false
 	}
 	// MCP 2026-07-28, streamable HTTP: a request whose headers do not say what its
 	// body says is to be refused.
-	name, isName := rawjson.String(params[0])
-	if !isName || !has(header, "Mcp-Name", name) || strings.HasPrefix(name, "=?") {
+	params, err := rawjson.Get(call.params, "name")
+	if err != nil {
 		return call, false
 	}
-	meta, err := rawjson.Get(params[1], mcp.MetaKeyProtocolVersion, mcp.MetaKeyClientCapabilities, mcp.MetaKeyClientInfo)
-	if err != nil || string(meta[0]) != `"`+modernVersion+`"` || !isObjects(meta[1]) || meta[2] != nil && !isNames(meta[2]) {
+	if name, _ := rawjson.String(params[0]); !has(header, "Mcp-Name", name) || strings.HasPrefix(name, "=?") {
 		return call, false
 	}
-	return shortCall{message[1], message[2]}, true
+	meta, err := rawjson.Get(envelope, mcp.MetaKeyProtocolVersion, mcp.MetaKeyClientCapabilities, mcp.MetaKeyClientInfo)
+	return call, err == nil && string(meta[0]) == `"`+modernVersion+`"` && isObjects(meta[1]) && (meta[2] == nil || isNames(meta[2]))
+}
+
+// readCall takes a tools/call apart, if it is in every respect as the protocol
+// has it. meta is nil if there is none.
+func readCall(header http.Header, body []byte) (call shortCall, meta []byte, ok bool) {
+	if !has(header, "Content-Type", "application/json") || header["Last-Event-Id"] != nil || !json.Valid(body) {
+		return call, nil, false
+	}
+	if accept := header["Accept"]; len(accept) != 1 || strings.Contains(accept[0], ";") ||
+		!strings.Contains(accept[0], "application/json") || !strings.Contains(accept[0], "text/event-stream") {
+		return call, nil, false
+	}
+	message, err := rawjson.Get(body, "jsonrpc", "id", "params")
+	if err != nil || string(message[0]) != `"2.0"` || !isID(message[1]) || message[2] == nil {
+		return call, nil, false
+	}
+	params, err := rawjson.Get(message[2], "name", "_meta", "arguments")
+	if err != nil || params[1] != nil && params[1][0] != '{' || params[2] != nil && params[2][0] != '{' {
+		return call, nil, false
+	}
+	if _, isName := rawjson.String(params[0]); !isName {
+		return call, nil, false
+	}
+	return shortCall{message[1], message[2]}, params[1], true
 }
 
 // has reports whether a header is there once, with this value.
@@ -133,8 +252,9 @@ func isNames(object []byte) bool {
 // shortAnswer writes the answer to one request: as JSON, or, once something
 // has to be said before it, as an event stream.
 type shortAnswer struct {
-	w  http.ResponseWriter
-	id json.RawMessage
+	w      http.ResponseWriter
+	id     json.RawMessage
+	modern bool // protocol 2026-07-28
 
 	mu        sync.Mutex // guards what follows, and w
 	streaming bool
@@ -143,6 +263,14 @@ type shortAnswer struct {
 
 // notify sends a notification.
 func (a *shortAnswer) notify(method string, params json.RawMessage) {
+	if params == nil {
+		params = json.RawMessage("{}")
+	}
+	a.message(fmt.Appendf(nil, `{"jsonrpc":"2.0","method":%q,"params":%s}`, method, params))
+}
+
+// message sends something before the answer.
+func (a *shortAnswer) message(message []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.over {
@@ -152,7 +280,7 @@ func (a *shortAnswer) notify(method string, params json.RawMessage) {
 		a.streaming = true
 		a.begin("text/event-stream", http.StatusOK)
 	}
-	a.event(fmt.Appendf(nil, `{"jsonrpc":"2.0","method":%q,"params":%s}`, method, params))
+	a.event(message)
 }
 
 func (a *shortAnswer) begin(contentType string, status int) {
@@ -177,11 +305,13 @@ func (a *shortAnswer) event(message []byte) {
 // fail answers with an error. MCP 2026-07-28 gives some of them a status.
 func (a *shortAnswer) fail(e *jsonrpc.Error) {
 	status := http.StatusOK
-	switch e.Code {
-	case jsonrpc.CodeMethodNotFound:
-		status = http.StatusNotFound
-	case jsonrpc.CodeInvalidParams, mcp.CodeUnsupportedProtocolVersion, mcp.CodeMissingRequiredClientCapabilities:
-		status = http.StatusBadRequest
+	if a.modern {
+		switch e.Code {
+		case jsonrpc.CodeMethodNotFound:
+			status = http.StatusNotFound
+		case jsonrpc.CodeInvalidParams, mcp.CodeUnsupportedProtocolVersion, mcp.CodeMissingRequiredClientCapabilities:
+			status = http.StatusBadRequest
+		}
 	}
 	encoded, err := json.Marshal(e)
 	if err != nil {

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/jsonschema-go/jsonschema"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth/authtest"
@@ -111,9 +114,114 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
-// exchange posts a message and returns the messages that come back, or the text
-// if it is none.
-func shortExchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
+// TestBothWaysLegacy is the same for a session of the legacy era.
+func TestBothWaysLegacy(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	asked := make(chan struct{})
+	remote.Server().AddTool(&mcp.Tool{Name: "ask", InputSchema: json.RawMessage(`{"type":"object"}`)},
+		func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			answer, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "Well?", RequestedSchema: &jsonschema.Schema{Type: "object"}})
+			if err != nil {
+				return nil, err
+			}
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: answer.Action}}}, nil
+		})
+	remote.Server().AddTool(&mcp.Tool{Name: "wait", InputSchema: json.RawMessage(`{"type":"object"}`)},
+		func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			close(asked)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+	g := newInside(t, remote, oneRemote)
+	header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
+	first := sendShort(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
+	first.Body.Close()
+	header.Set("Mcp-Session-Id", first.Header.Get("Mcp-Session-Id"))
+	header.Set("Mcp-Protocol-Version", "2025-11-25")
+	shortExchange(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+
+	call := func(params string) string {
+		return `{"jsonrpc":"2.0","id":9007199254740991,"method":"tools/call","params":` + params + `}`
+	}
+	for _, tt := range []struct {
+		name, body string
+		long       bool
+	}{
+		{name: "a call", body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "a _meta of its own", body: call(`{"name":"r_echo","arguments":{"text":"hi"},"_meta":{"x":1.0}}`)},
+		{name: "no such tool", body: call(`{"name":"r_nothing"}`)},
+		{name: "no such remote", body: call(`{"name":"nothing"}`)},
+		{name: "no name", body: call(`{}`), long: true},
+		{name: "no params", body: `{"jsonrpc":"2.0","id":1,"method":"tools/call"}`, long: true},
+		{name: "the envelope of the other era", body: call(`{"name":"r_echo","_meta":{` + shortEnvelope + `}}`), long: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, short := readShortLegacy(header, []byte(tt.body)); short == tt.long {
+				t.Fatalf("it goes the short way: %v", short)
+			}
+			unusual := header.Clone()
+			unusual.Set("Content-Type", "application/json; charset=utf-8")
+			wantStatus, want := shortExchange(t, g.url+"/mcp", unusual, tt.body)
+			status, messages := shortExchange(t, g.url+"/mcp", header, tt.body)
+			if status != wantStatus {
+				t.Errorf("status %d, and %d the long way", status, wantStatus)
+			}
+			if diff := cmp.Diff(want, messages); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	for _, tt := range []struct{ name, answer, want string }{
+		{"the client is asked", `"result":{"action":"accept","content":{}}`, `"text":"accept"`},
+		{"the client refuses", `"error":{"code":-1,"message":"not now"}`, `not now`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			resp := sendShort(t, g.url+"/mcp", header, call(`{"name":"r_ask"}`))
+			defer resp.Body.Close()
+			lines := bufio.NewScanner(resp.Body)
+			var question struct{ ID, Method string }
+			for question.ID == "" && lines.Scan() {
+				if message, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: ")); ok {
+					if err := json.Unmarshal(message, &question); err != nil || question.Method != "elicitation/create" {
+						t.Fatalf("%v in %s", err, message)
+					}
+				}
+			}
+			answer := `{"jsonrpc":"2.0","id":"` + question.ID + `",` + tt.answer + `}`
+			if status, _ := shortExchange(t, g.url+"/mcp", header, answer); status != http.StatusAccepted {
+				t.Errorf("the answer got %d", status)
+			}
+			rest, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for lines.Scan() { // what the scanner has read ahead
+				rest = append(rest, lines.Bytes()...)
+			}
+			if !bytes.Contains(rest, []byte(tt.want)) {
+				t.Errorf("the call ended with %s", rest)
+			}
+		})
+	}
+	t.Run("the client cancels", func(t *testing.T) {
+		go func() {
+			<-asked
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, g.url+"/mcp", strings.NewReader(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":9007199254740991}}`))
+			if err == nil {
+				req.Header = header.Clone()
+				if resp, err := http.DefaultClient.Do(req); err == nil {
+					resp.Body.Close()
+				}
+			}
+		}()
+		_, messages := shortExchange(t, g.url+"/mcp", header, call(`{"name":"r_wait"}`))
+		if len(messages) != 1 || !strings.Contains(fmt.Sprint(messages), "cancelled") {
+			t.Errorf("the call ended with %v", messages)
+		}
+	})
+}
+
+func sendShort(t *testing.T, url string, header http.Header, body string) *http.Response {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -124,6 +232,14 @@ func shortExchange(t *testing.T, url string, header http.Header, body string) (s
 	if err != nil {
 		t.Fatal(err)
 	}
+	return resp
+}
+
+// shortExchange posts a message and returns the messages that come back, or the text
+// if it is none.
+func shortExchange(t *testing.T, url string, header http.Header, body string) (status int, messages []any) {
+	t.Helper()
+	resp := sendShort(t, url, header, body)
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
