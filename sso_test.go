@@ -87,6 +87,11 @@ func TestSingleSignOn(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
+	// The same as a resource.
+	read, err := client.ReadResource(t.Context(), &mcp.ReadResourceParams{URI: "auth://status"})
+	if err != nil || len(read.Contents) != 1 || read.Contents[0].MIMEType != "application/json" || !strings.Contains(read.Contents[0].Text, `"sign_in_by":"exchanged token"`) {
+		t.Errorf("the resource: %+v, %v", read, err)
+	}
 	// The login asked for what the documentation says, at the provider, for no
 	// resource.
 	asked := o.idp.Requests(authtest.EndpointAuthorize)[0].Query
@@ -158,6 +163,15 @@ func TestWorkload(t *testing.T) {
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize); n != 0 {
 		t.Errorf("%d people logged in", n)
+	}
+	metrics := scrape(t, strings.TrimSuffix(o.gw.url, "/mcp")+"/metrics")
+	for _, line := range []string{"gatehouse_exchange_cache_tokens 4\n", "gatehouse_exchange_cache_misses_total 4\n", "gatehouse_exchange_cache_evictions_total 0\n"} {
+		if !strings.Contains(metrics, line) {
+			t.Errorf("the metrics lack %s", line)
+		}
+	}
+	if strings.Contains(metrics, "gatehouse_exchange_cache_hits_total 0\n") {
+		t.Error("nothing came from the cache")
 	}
 }
 

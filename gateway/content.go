@@ -52,6 +52,9 @@ func (g *Gateway) readResource(ctx context.Context, c caller, params json.RawMes
 	if !ok {
 		return nil, &invalidParams{"resources/read needs the uri of a resource"}
 	}
+	if uri == statusURI {
+		return g.readStatus(ctx, c)
+	}
 	remote, original, err := g.ownerOf(ctx, c, uri)
 	if err != nil {
 		return nil, err

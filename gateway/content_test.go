@@ -314,7 +314,7 @@ func TestContentPassesThrough(t *testing.T) {
 		}
 		for _, tt := range []struct{ method, members, remoteGot, want string }{
 			{"prompts/list", "", "", `{"prompts":[{"name":"r_ask_me","x":1.0,"arguments":[{"name":"a","n":9007199254740993}]}]` + listed},
-			{"resources/list", "", "", `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0}]` + listed},
+			{"resources/list", "", "", `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0},` + string(statusResource) + `]` + listed},
 			{"resources/templates/list", "", "", `{"resourceTemplates":[{"uriTemplate":"file:///by-id/{id}","z":1.0}]` + listed},
 			{"prompts/get", `"name":"r_ask_me","arguments":{"a":"1"},"y":1.0`, `{` + sent + `"name":"ask me","arguments":{"a":"1"},"y":1.0}`, `{"messages":[],"z":1.0` + cacheable},
 			{"resources/read", `"uri":"file:///a","y":1.0`, `{` + sent + `"uri":"file:///a","y":1.0}`, `{"contents":[{"uri":"file:///a","text":"","n":9007199254740993}]` + hints},
@@ -380,7 +380,7 @@ func TestWhoseResource(t *testing.T) {
 		}
 	}
 	c := newPlainClient(t, two.url, "{}", false)
-	if got, want := c.call("resources/list", ""), `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0},{"uri":"gatehouse:b/file:///a"},{"uri":"file:///by-id/listed"}]}`; got != want {
+	if got, want := c.call("resources/list", ""), `{"resources":[{"uri":"file:///a","size":9007199254740993,"z":1.0},{"uri":"gatehouse:b/file:///a"},{"uri":"file:///by-id/listed"},`+string(statusResource)+`]}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

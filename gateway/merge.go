@@ -96,6 +96,7 @@ func merge(catalogs []session.Catalog, names *namer, filters map[string]toolFilt
 	for _, t := range ownTools {
 		m.tools.add(t)
 	}
+	m.resources.add(entry{name: statusURI, original: statusURI, def: statusResource})
 	for _, l := range []*entries{&m.tools, &m.prompts, &m.resources, &m.templates} {
 		l.seal()
 	}
@@ -132,7 +133,7 @@ func (l *entries) addNamed(what string, remote int, key string, definitions []se
 func (l *entries) addURIs(what, member, remote string, definitions []session.Definition, log *slog.Logger) {
 	for _, d := range definitions {
 		uri, def := d.Name, d.Raw
-		if _, taken := l.index[uri]; taken {
+		if _, taken := l.index[uri]; taken || uri == statusURI {
 			uri = qualify(remote, uri)
 			quoted, err := json.Marshal(uri)
 			if err == nil {

@@ -268,6 +268,12 @@ var signInBy = map[string]string{
 }
 
 func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error) {
+	say, structured := g.statusOf(ctx, c)
+	return toolText(say, structured)
+}
+
+// statusOf is the status in words and as data.
+func (g *Gateway) statusOf(ctx context.Context, c caller) (string, map[string]any) {
 	say, all := g.report(ctx, c.view, true)
 	structured := map[string]any{
 		"version":  g.version,
@@ -279,7 +285,25 @@ func (g *Gateway) status(ctx context.Context, c caller) (json.RawMessage, error)
 			"hits": cache.Hits, "misses": cache.Misses, "size": cache.Size, "evictions": cache.Evictions,
 		}
 	}
-	return toolText(say, structured)
+	return say, structured
+}
+
+// statusURI is the same as a resource, for clients that would rather read.
+const statusURI = "auth://status"
+
+var statusResource = json.RawMessage(`{"uri":"` + statusURI + `","name":"gateway status","title":"Gateway status","description":"Every remote behind the gateway: whether it is up, how and until when it is signed in, what failed last, and what to do about it.","mimeType":"application/json"}`)
+
+func (g *Gateway) readStatus(ctx context.Context, c caller) (json.RawMessage, error) {
+	_, structured := g.statusOf(ctx, c)
+	data, err := json.Marshal(structured)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the status: %w", err)
+	}
+	result := map[string]any{"contents": []map[string]string{{"uri": statusURI, "mimeType": "application/json", "text": string(data)}}}
+	if c.modern {
+		result["ttlMs"], result["cacheScope"] = 0, "private"
+	}
+	return json.Marshal(result)
 }
 
 // Status is what gateway_status says to the local user; without links where

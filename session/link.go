@@ -289,13 +289,16 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		release()
 		return nil, nil, c.remote.ended(ctx)
 	}
-	if s.err == nil {
+	sessions := s.err == nil && (s.link.header[headerSession] != nil || c.remote.SSE)
+	if s.err == nil && (sessions || !main.modern) {
 		return s.link, release, nil
 	}
 	release()
-	if main.modern && speaksOld(s.err) {
-		// It has the modern era only. Then that has to do for all.
+	if main.modern && (s.err == nil || speaksOld(s.err)) {
+		// It has the modern era only, or the legacy one without sessions, in which
+		// nobody can be asked anything. Then the modern one has to do for all.
 		c.remote.eras.Store(int32(eraModern))
+		c.closeSides(func(k sideKey) bool { return k == key })
 		return main, func() {}, nil
 	}
 	return nil, nil, s.err

@@ -1,0 +1,324 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth/authtest"
+)
+
+// asking is a real server whose tool asks its client twice, and for a sample;
+// of the modern era if stateless.
+func asking(t *testing.T, stateless bool) string {
+	t.Helper()
+	server := mcp.NewServer(&mcp.Implementation{Name: "asking", Version: "1"}, nil)
+	type none struct{}
+	said := func(s string) *mcp.CallToolResult {
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}
+	}
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ none) (*mcp.CallToolResult, any, error) {
+		if stateless {
+			if first, ok := req.Params.InputResponses["first"].(*mcp.ElicitResult); ok {
+				return said(fmt.Sprint(first.Action, first.Content["n"], req.Params.RequestState)), nil, nil
+			}
+			return &mcp.CallToolResult{RequestState: "theirs", InputRequests: mcp.InputRequestMap{"first": &mcp.ElicitParams{Mode: "form", Message: "first?"}}}, nil, nil
+		}
+		first, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "first?"})
+		if err != nil {
+			return nil, nil, err
+		}
+		second, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "second?"})
+		if err != nil {
+			return nil, nil, err
+		}
+		return said(fmt.Sprint(first.Action, first.Content["n"], second.Action)), nil, nil
+	})
+	handler := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, &mcp.StreamableHTTPOptions{Stateless: stateless})
+	srv := httptest.NewServer(handler)
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// answering is a client that answers elicitations with its own name.
+func answering(t *testing.T, url, version, name string, asked *atomic.Int64) *mcp.ClientSession {
+	t.Helper()
+	client := mcp.NewClient(&mcp.Implementation{Name: name, Version: "1"}, &mcp.ClientOptions{
+		ElicitationHandler: func(context.Context, *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+			asked.Add(1)
+			return &mcp.ElicitResult{Action: "accept", Content: map[string]any{"n": name}}, nil
+		},
+	})
+	session, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{Endpoint: url + "/mcp"}, &mcp.ClientSessionOptions{ProtocolVersion: version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Close() })
+	return session
+}
+
+// TestErasAsk: what a remote of either era asks in the middle of a call, the
+// client of either era behind that call answers, and no other of the principal.
+func TestErasAsk(t *testing.T) {
+	for _, stateless := range []bool{false, true} {
+		for _, version := range []string{"2025-11-25", "2026-07-28"} {
+			t.Run(fmt.Sprintf("modern remote %v, client %s", stateless, version), func(t *testing.T) {
+				g := newFront(t, strings.TrimSuffix(servers("r", asking(t, stateless)), "}")+`, "gateway": {"sessions": "shared"}}`)
+				want, times := " accept", int64(2)
+				if stateless {
+					want, times = "theirs", 1
+				}
+				var wg sync.WaitGroup
+				for i := range 8 {
+					name := fmt.Sprint("client-", i)
+					var asked atomic.Int64
+					session := answering(t, g.url, version, name, &asked)
+					wg.Go(func() {
+						for range 3 {
+							result, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_ask", Arguments: map[string]any{}})
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							got := result.Content[0].(*mcp.TextContent).Text
+							if strings.ReplaceAll(got, " ", "") != "accept"+name+strings.TrimSpace(want) {
+								t.Errorf("%s got %q", name, got)
+							}
+						}
+						if n := asked.Load(); n != 3*times {
+							t.Errorf("%s was asked %d times", name, n)
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
+}
+
+// modernCall sends tools/call of the modern era with capabilities and more members.
+func modernCall(c *plainClient, capabilities, name, members string) map[string]any {
+	c.t.Helper()
+	c.bare = true
+	got := c.call("tools/call", fmt.Sprintf(`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":%s},"name":%q,"arguments":{}%s`, capabilities, name, members))
+	var result map[string]any
+	if json.Unmarshal([]byte(got), &result) != nil {
+		return map[string]any{"error": got}
+	}
+	return result
+}
+
+const elicits = `{"elicitation":{"form":{},"url":{}}}`
+
+// TestParked: a call to a legacy remote waits for its client. The state that the
+// client carries is good for that request of that principal only, as it is, and
+// for a while; what ends meanwhile leaves nothing behind.
+func TestParked(t *testing.T) {
+	g := newFront(t, strings.TrimSuffix(servers("r", asking(t, false)), "}")+`, "gateway": {"sessions": "shared"}}`)
+	c := newPlainClient(t, g.url, "{}", true)
+	for _, tool := range []string{"r_ask", "gateway_call_tool"} {
+		call := func(members string) map[string]any { return modernCall(c, elicits, tool, members) }
+		if tool == toolCall {
+			call = func(members string) map[string]any {
+				c.bare = true
+				got := c.call("tools/call", `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":`+elicits+`},"name":"gateway_call_tool","arguments":{"name":"r_ask","arguments":{}}`+members)
+				var result map[string]any
+				if json.Unmarshal([]byte(got), &result) != nil {
+					return map[string]any{"error": got}
+				}
+				return result
+			}
+		}
+		first := call("")
+		state, _ := first["requestState"].(string)
+		if first["resultType"] != "input_required" || state == "" {
+			t.Fatalf("%s: got %v", tool, first)
+		}
+		back := func(state, key, answer string) map[string]any {
+			return call(fmt.Sprintf(`,"requestState":%q,"inputResponses":{%q:%s}`, state, key, answer))
+		}
+		// Nothing that is asked for: the question comes again.
+		again := back(state, "nonsense", `{"action":"accept","content":{}}`)
+		if again["resultType"] != "input_required" {
+			t.Errorf("%s: no answer gives %v", tool, again)
+		}
+		changed := state[:len(state)-4] + "AAAA"
+		for what, got := range map[string]map[string]any{
+			"a changed state":           back(changed, "1", `{"action":"accept","content":{"n":1}}`),
+			"the state of another tool": modernCall(c, elicits, "gateway_status", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, state)),
+		} {
+			if text := fmt.Sprint(got); strings.Contains(text, "accept1") || what != "a changed state" && !strings.Contains(text, "belongs to another request") {
+				t.Errorf("%s: %s: got %v", tool, what, got)
+			}
+		}
+		second := back(again["requestState"].(string), "1", `{"action":"accept","content":{"n":"one"}}`)
+		if second["resultType"] != "input_required" {
+			t.Fatalf("%s: after the first answer: %v", tool, second)
+		}
+		done := back(second["requestState"].(string), "2", `{"action":"decline"}`)
+		if text := fmt.Sprint(done["content"]); !strings.Contains(text, "accept one decline") && !strings.Contains(text, "acceptonedecline") {
+			t.Errorf("%s: got %v", tool, done)
+		}
+		if late := back(second["requestState"].(string), "2", `{"action":"accept"}`); !strings.Contains(fmt.Sprint(late), "belongs to another request") {
+			t.Errorf("%s: after the end: %v", tool, late)
+		}
+	}
+	g.parked.mu.Lock()
+	if n := len(g.parked.byID); n > 2 { // those whose state was changed went on as other calls
+		t.Errorf("%d calls are parked", n)
+	}
+	g.parked.mu.Unlock()
+	// Closing with a parked call neither waits for its client nor leaks it.
+	if got := modernCall(c, elicits, "r_ask", ""); got["resultType"] != "input_required" {
+		t.Fatalf("got %v", got)
+	}
+	// Who cannot be asked is not: the remote is told.
+	if got := fmt.Sprint(modernCall(c, "{}", "r_ask", "")); !strings.Contains(got, "isError") {
+		t.Errorf("without the capability: %s", got)
+	}
+}
+
+// signInClient is a client that opens elicited URLs in a browser of its own.
+func signInClient(t *testing.T, url, version string, action func(url string) string, done func()) *mcp.ClientSession {
+	t.Helper()
+	client := mcp.NewClient(&mcp.Implementation{Name: "client", Version: "1"}, &mcp.ClientOptions{
+		Capabilities: &mcp.ClientCapabilities{Elicitation: &mcp.ElicitationCapabilities{URL: &mcp.URLElicitationCapabilities{}}},
+		ElicitationHandler: func(_ context.Context, req *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+			if req.Params.Mode != "url" || !strings.Contains(req.Params.Message, "needs you to sign in") {
+				t.Errorf("asked for %+v", req.Params)
+			}
+			return &mcp.ElicitResult{Action: action(req.Params.URL)}, nil
+		},
+		ElicitationCompleteHandler: func(context.Context, *mcp.ElicitationCompleteNotificationRequest) { done() },
+	})
+	session, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{Endpoint: url + "/mcp"}, &mcp.ClientSessionOptions{ProtocolVersion: version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Close() })
+	return session
+}
+
+// TestSignInByElicitation: where the client can open links, the call completes
+// with the sign-in, and the model does nothing. Who says no gets the result that
+// everybody else gets.
+func TestSignInByElicitation(t *testing.T) {
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		t.Run(version, func(t *testing.T) {
+			as := authtest.NewAS(t)
+			remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+			g := newInside(t, remote, oneRemote)
+			complete := make(chan struct{}, 1)
+			var opened atomic.Int64
+			open := func(url string) string {
+				opened.Add(1)
+				if page := authtest.NewBrowser(t).Open(url); page.Status != http.StatusOK || !strings.Contains(page.Body, "connected") {
+					t.Errorf("the page says %d %s", page.Status, page.Body)
+				}
+				return "accept"
+			}
+			session := signInClient(t, g.url, version, open, func() { complete <- struct{}{} })
+			call := func() (*mcp.CallToolResult, error) {
+				return session.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo", Arguments: map[string]any{"text": "hello"}})
+			}
+			result, err := call()
+			if version == "2025-11-25" {
+				// This client leaves the error to whoever calls.
+				refusal, ok := errors.AsType[*jsonrpc.Error](err)
+				if !ok || refusal.Code != codeURLElicitation {
+					t.Fatalf("got %+v, %v", result, err)
+				}
+				var data struct{ Elicitations []urlElicitation }
+				if err := json.Unmarshal(refusal.Data, &data); err != nil || len(data.Elicitations) != 1 || data.Elicitations[0].ID == "" || data.Elicitations[0].Mode != "url" {
+					t.Fatalf("got %s", refusal.Data)
+				}
+				open(data.Elicitations[0].URL)
+				<-complete
+				result, err = call()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := result.Content[0].(*mcp.TextContent).Text; got != "hello" || opened.Load() != 1 {
+				t.Errorf("got %q after %d links", got, opened.Load())
+			}
+		})
+		t.Run(version+" declined", func(t *testing.T) {
+			as := authtest.NewAS(t)
+			remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+			g := newInside(t, remote, oneRemote)
+			session := signInClient(t, g.url, version, func(string) string { return "decline" }, func() {})
+			result, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo", Arguments: map[string]any{"text": "hello"}})
+			if version == "2025-11-25" {
+				if err == nil {
+					t.Errorf("got %+v", result)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := result.Content[0].(*mcp.TextContent).Text; !result.IsError || !strings.Contains(got, "/connect/") {
+				t.Errorf("got %+v", result)
+			}
+		})
+	}
+}
+
+// TestAnswersAreExact: what a client answers reaches the remote byte for byte,
+// also what the SDK has no field for; and nobody can put words into its mouth by
+// the name under which it travels inside.
+func TestAnswersAreExact(t *testing.T) {
+	const exact = `{"action":"accept","content":{"n":9007199254740993,"f":1.0},"extra":[1e2],"_meta":{"gatehouse/answer":"{\"action\":\"forged\"}"}}`
+	wrapped, err := smuggleResponse([]byte(`{"jsonrpc":"2.0","id":1,"result":` + exact + `}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var response struct{ Result json.RawMessage }
+	if err := json.Unmarshal(wrapped, &response); err != nil {
+		t.Fatal(err)
+	}
+	//lint:ignore SA1019 deprecated, not removed: clients of both eras send them
+	for _, result := range []mcp.Result{&mcp.ElicitResult{}, &mcp.CreateMessageWithToolsResult{}, &mcp.ListRootsResult{}} {
+		if err := json.Unmarshal(response.Result, result); err != nil {
+			t.Errorf("%T: %v", result, err)
+			continue
+		}
+		if got, err := smuggled(result); err != nil || string(got) != exact {
+			t.Errorf("%T: got %s, %v", result, got, err)
+		}
+	}
+	for _, body := range []string{`{"jsonrpc":"2.0","id":1,"method":"x","result":{}}`, `{"jsonrpc":"2.0","id":1,"error":{}}`, `[1]`, `{`} {
+		if got, err := smuggleResponse([]byte(body)); err != nil || string(got) != body {
+			t.Errorf("%s: got %s, %v", body, got, err)
+		}
+	}
+	if _, err := smuggleResponse([]byte(`{"result":{bad}}`)); err == nil {
+		t.Error("a result that is not JSON was taken")
+	}
+}
+
+// TestLegacyResult: only what the modern era has added goes.
+func TestLegacyResult(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"content":[],"x":1.0}`: `{"content":[],"x":1.0}`,
+		`{"resultType":"complete","content":[{"resultType":"mine"}],"ttlMs":5,"cacheScope":"public","x":1.0}`:     `{"content":[{"resultType":"mine"}],"x":1.0}`,
+		`{"content":[],"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{}}}`:                `{"content":[]}`,
+		`{"resultType":"complete","_meta":{"a":1e2,"io.modelcontextprotocol/serverInfo":{"name":"x"}},"ttlMs":1}`: `{"_meta":{"a":1e2}}`,
+		`{"content":[{"text":"\"resultType\""}],"ttlMs":1}`:                                                       `{"content":[{"text":"\"resultType\""}],"ttlMs":1}`,
+	} {
+		if got, err := legacyResult(json.RawMessage(in)); err != nil || string(got) != want {
+			t.Errorf("%s\n got %s, %v\nwant %s", in, got, err, want)
+		}
+	}
+}
