@@ -379,6 +379,9 @@ func withServer(r *http.Request, s *mcp.Server) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), serverKey{}, s))
 }
 
+// removed are the methods that protocol 2026-07-28 has no more.
+var removed = []string{"logging/setLevel", "resources/subscribe", "resources/unsubscribe"}
+
 // readBody is the body of a request that has been read already.
 type readBody struct {
 	*bytes.Reader // as the SDK gets it
@@ -426,6 +429,8 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		refusal = refuseMessage(body)
 	case method == "" || members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
 		// It is an answer itself, nobody waits for one, or it begins a session.
+	case modern && slices.Contains(removed, method):
+		// The SDK says that this version does not have it, whatever its params are.
 	default:
 		if refusal = refuseRequest(method, members[1]); refusal == nil {
 			break
