@@ -414,8 +414,8 @@ func TestNotAskable(t *testing.T) {
 // TestPatience: a call's deadline stands still while its client is asked.
 func TestPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		expired := false
-		p := &patience{length: time.Minute, timer: time.AfterFunc(time.Minute, func() { expired = true })}
+		var expired atomic.Bool
+		p := &patience{length: time.Minute, timer: time.AfterFunc(time.Minute, func() { expired.Store(true) })}
 		time.Sleep(50 * time.Second)
 		p.pause()
 		p.pause()
@@ -425,12 +425,12 @@ func TestPatience(t *testing.T) {
 		p.resume()
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		if expired {
+		if expired.Load() {
 			t.Error("the time that the client took was counted")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if !expired {
+		if !expired.Load() {
 			t.Error("there is no deadline any more")
 		}
 	})
