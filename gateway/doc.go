@@ -4,7 +4,9 @@
 //
 //   - http.go takes it in: Host and Origin are checked, the body is read within
 //     its limit, and the era and the session choose a [view] and one of the
-//     SDK's two handlers. stdio.go does the same for a pipe.
+//     SDK's two handlers. stdio.go does the same for a pipe, sse.go for clients
+//     of the deprecated HTTP+SSE. An ordinary tools/call goes past the SDK
+//     (short.go).
 //   - server.go is the adapter: SDK types stop here, exact bytes go on. It hands
 //     what concerns remotes to the core and leaves the handshake, pings and
 //     who listens on which stream to the SDK.
@@ -13,6 +15,10 @@
 //     (tools.go). content.go does the same for prompts, resources and completion.
 //     notify.go passes on what the remote says meanwhile, subscribe.go that a
 //     resource has changed.
+//   - input.go is what a request needs of its client first: a sign-in, or what
+//     the remote asks. A legacy client is sent a request (peers.go); one of
+//     2026-07-28 gets an answer that says so, and comes back with a sealed ticket
+//     (tickets.go) to where its call is parked.
 //   - errors.go is the one place where errors become results, JSON-RPC errors
 //     and pages.
 //

@@ -11,10 +11,18 @@
 //     there is none, at most once at a time, everybody waiting under their own
 //     context. A failed dial is never remembered as an answer: the next call
 //     dials again.
+//   - era.go asks a remote first whether it speaks protocol 2026-07-28, and
+//     remembers it; link.go is what was agreed on. A legacy remote that may ask
+//     the client something gets a link for each client, with that client's
+//     capabilities, beside the main one.
+//   - call.go knows which call a message of the remote belongs to, and asks the
+//     client behind it ([Caller]).
 //   - wire.go puts the request into one POST, with the principal's token for
 //     this remote, and reads the answer: plain JSON, or an event stream
 //     (sse.go). message.go looks at the envelope only. Params and results stay
 //     the bytes that they are.
+//     A local command (process.go) and the deprecated HTTP+SSE (legacysse.go)
+//     are pipes, where one stream each way carries everything (duplex.go).
 //   - A 401 or 403 goes to the [Authorizer]. If that has another token the
 //     request is sent once more; otherwise its error is the call's, and the
 //     connection is as good as before.
@@ -22,9 +30,10 @@
 //     so there is a new one and the request is repeated, once.
 //   - catalog.go reads the lists that the remote declares to have page by page
 //     and drops definitions that cannot be used, one by one.
-//   - stream.go keeps the event stream of a remote open that has one to offer:
-//     there it says that a list or a resource has changed. Streams may be cut as
-//     often as they like.
+//   - stream.go keeps the event stream of a remote open that has one to offer,
+//     listen.go that of a remote of 2026-07-28: there it says that a list or a
+//     resource has changed. Streams may be cut as often as they like.
+//   - remember.go keeps catalogs from one run to the next.
 //   - errors.go says in one sentence what went wrong. Remotes' own texts stay
 //     in [ResponseError], for the client that asked, and in no log.
 //   - Whoever finds a remote down waits in recovery.go: one loop for each
