@@ -30,6 +30,7 @@ const (
 	maxNonsense   = 1000 // lines on stdout that are no messages, before the program is given up
 	stdinGrace    = 700 * time.Millisecond
 	killGrace     = 700 * time.Millisecond
+	outputGrace   = 700 * time.Millisecond // to read what is left when it has ended
 )
 
 // process is a running command.
@@ -72,8 +73,25 @@ func (c *connection) startProcess(d *duplex) (*process, error) {
 }
 
 // watch reads what the program says until it ends.
-func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log *slog.Logger) {
+func (p *process) watch(c *connection, d *duplex, stdout, stderr io.ReadCloser, log *slog.Logger) {
 	defer close(p.done)
+	var exit error
+	var exiting sync.WaitGroup
+	read := make(chan struct{})
+	exiting.Go(func() {
+		// Not cmd.Wait, which has to come after the end of the output: what the
+		// program has started may hold that open for ever.
+		exit = reap(p.cmd)
+		timer := time.NewTimer(outputGrace)
+		defer timer.Stop()
+		select {
+		case <-read:
+		case <-timer.C:
+			killGroup(p.cmd)
+		}
+		stdout.Close()
+		stderr.Close()
+	})
 	var errors sync.WaitGroup
 	errors.Go(func() { logLines(stderr, log) })
 	readErr := readLines(stdout, maxMessage, func(line []byte) error {
@@ -88,7 +106,10 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log 
 		killGroup(p.cmd)
 	}
 	errors.Wait()
-	err := p.cmd.Wait()
+	close(read)
+	exiting.Wait()
+	p.stdin.Close()
+	err := exit
 	if readErr != nil {
 		err = readErr
 	}
@@ -99,6 +120,15 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log 
 	if l := d.stop(err); l != nil {
 		c.drop(l, c.remote.fail(KindUnreachable, err, "ended by itself (%v). It is started again.", err))
 	}
+}
+
+// reap waits for the end of the program itself, and says how it ended.
+func reap(cmd *exec.Cmd) error {
+	state, err := cmd.Process.Wait()
+	if err == nil && !state.Success() {
+		err = &exec.ExitError{ProcessState: state}
+	}
+	return err
 }
 
 var (

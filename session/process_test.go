@@ -77,6 +77,11 @@ func runProgram(how string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		exec.Command("sleep", "1000").Start() // would keep the pipes open
+	case "escape":
+		// It is in no group of ours, and keeps the pipes open.
+		child := exec.Command("sleep", "30")
+		child.Stdout, child.Stderr, child.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
+		child.Start()
 	case "silent":
 		io.Copy(io.Discard, os.Stdin)
 		return
@@ -212,6 +217,29 @@ func TestProgramEnds(t *testing.T) {
 		t.Error("it is still there")
 	}
 	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// TestProgramEscapes: what a program has started in a process group of its own,
+// with its output open, does not hold up the end of the session, nor hide that
+// the program has died.
+func TestProgramEscapes(t *testing.T) {
+	p, _ := newPool(t, program(t, "escape", "PATH="+os.Getenv("PATH")))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	began := time.Now()
+	_, err = s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"die","arguments":{}}`), nil)
+	failure(t, err, KindCut)
+	pid := callText(t, s, "pid", nil)
+	p.Close()
+	if running(pid) {
+		t.Error("it is still there")
+	}
+	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
