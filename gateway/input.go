@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,6 +54,7 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		if was, parked, params, err = g.resume(c, method, params); err != nil {
 			return nil, err
 		}
+		c.foreign = was.Foreign
 	}
 	request := func() [32]byte { return digest(method, params) }
 	c.request = request
@@ -108,6 +110,7 @@ type ticket struct {
 	Request [32]byte  `json:"request"`
 	Expires time.Time `json:"expires"`
 	Refused bool      `json:"-"` // the user said no
+	Foreign bool      `json:"-"` // it cannot be opened: another process's, or one for another principal
 }
 
 // digest tells a request from others: the ticket of one is none for another.
@@ -135,12 +138,12 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	state, _ := rawjson.String(got[0])
 	plain, ours := g.tickets.open(c.view.principal, state)
 	if !ours {
+		none.Foreign = strings.HasPrefix(state, ticketPrefix)
 		return none, nil, params, nil
 	}
-	stale := &invalidParams{"this requestState belongs to another request or has run out: send the request again without it"}
 	t := &ticket{}
 	if json.Unmarshal(plain, t) != nil || t.Request != digest(method, params) || g.now().After(t.Expires) {
-		return nil, nil, nil, stale
+		return nil, nil, nil, errStale
 	}
 	if params, err = rawjson.Delete(params, func(key string) bool { return key == "requestState" || key == "inputResponses" }); err != nil {
 		return nil, nil, nil, &invalidParams{"the params of " + method + " cannot be read"}
@@ -151,10 +154,30 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	}
 	parked := g.parked.take(c.view.principal, t.Parked)
 	if parked == nil {
-		return nil, nil, nil, stale
+		return nil, nil, nil, errStale
 	}
 	parked.answer(got[1])
 	return t, parked, params, nil
+}
+
+var errStale = &invalidParams{"this requestState belongs to another request or has run out: send the request again without it"}
+
+// refuseForeign refuses a request with a ticket that cannot be opened, where it
+// cannot be the remote's own: one of the legacy era has none. The ticket's call
+// may be waiting for its client elsewhere, and must not be made twice.
+func (g *Gateway) refuseForeign(ctx context.Context, c caller, remote string) error {
+	if !c.foreign {
+		return nil
+	}
+	if c.view.session.Status(remote).Protocol == "" {
+		if err := g.connectFirst(ctx, c.view, remote); err != nil {
+			return err
+		}
+	}
+	if c.view.session.Status(remote).Protocol < modernVersion {
+		return errStale
+	}
+	return nil // a gateway like this one, perhaps
 }
 
 // refused reports whether the user did not want to visit a link.

@@ -188,6 +188,25 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// TestParkedElsewhere: a call that waits in another process, or in this one
+// before it was started again, is not made a second time by its ticket.
+func TestParkedElsewhere(t *testing.T) {
+	config := strings.TrimSuffix(servers("r", asking(t, false)), "}") + `, "gateway": {"sessions": "shared"}}`
+	one, other := newFront(t, config), newFront(t, config)
+	first := modernCall(newPlainClient(t, one.url, "{}", true), elicits, "r_ask", "")
+	if first["resultType"] != "input_required" {
+		t.Fatalf("got %v", first)
+	}
+	c := newPlainClient(t, other.url, "{}", true)
+	got := fmt.Sprint(modernCall(c, elicits, "r_ask", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, first["requestState"])))
+	if !strings.Contains(got, "belongs to another request") {
+		t.Errorf("got %s", got)
+	}
+	if n := len(other.parked.byID); n != 0 {
+		t.Errorf("%d calls are parked there", n)
+	}
+}
+
 // signInClient is a client that opens elicited URLs in a browser of its own.
 func signInClient(t *testing.T, url, version string, action func(url string) string, done func()) *mcp.ClientSession {
 	t.Helper()
