@@ -30,7 +30,7 @@ type caller struct {
 func (c caller) behind() *session.Caller {
 	return &session.Caller{
 		Client: c.client, Modern: c.modern, Capabilities: c.capabilities,
-		Notify: c.notify, Later: c.later, Ask: c.ask,
+		Notify: c.notify, Later: c.afterwards(), Ask: c.ask,
 	}
 }
 

@@ -264,8 +264,11 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	}
 	switch {
 	case c.remote.Command != nil:
-		// One program for each principal: two would get into each other's way.
-		main.heardBy(from.Later)
+		// One program for each principal: two would get into each other's way. Whom it
+		// means after all calls is known where there is one client only.
+		if c.session.owner != nil {
+			main.heardBy(from.Later)
+		}
 		return main, func() {}, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil

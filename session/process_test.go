@@ -174,6 +174,33 @@ func TestProgram(t *testing.T) {
 	}
 }
 
+// TestProgramSpeaksLater: what a program says after all calls goes to the one
+// client of its principal; of several, to none.
+func TestProgramSpeaksLater(t *testing.T) {
+	for capabilities, want := range map[string]int{"": 0, "{}": 1} {
+		p, _ := newPool(t, program(t, "plain"))
+		var declared json.RawMessage
+		if capabilities != "" {
+			declared = json.RawMessage(capabilities)
+		}
+		s, err := p.OpenFor(auth.Local, declared)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard := 0
+		callText(t, s, "pid", &Caller{Client: "one", Later: func(string, json.RawMessage) { heard++ }})
+		l, release, err := s.byName["local"].linkFor(t.Context(), &Caller{Client: "two"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.heard(nil, "notifications/message", json.RawMessage(`{"level":"error","data":"the other client's"}`))
+		release()
+		if heard != want {
+			t.Errorf("%q: heard %d", capabilities, heard)
+		}
+	}
+}
+
 // TestProgramDies: the call that it dies in says that it may have been carried
 // out; then it is started again.
 func TestProgramDies(t *testing.T) {
