@@ -477,6 +477,40 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestEraIsNotForgotten: that a remote of both eras has no time for the legacy
+// one does not mean that it does not speak that.
+func TestEraIsNotForgotten(t *testing.T) {
+	f := asks(t)
+	f.result("server/discover", discovered)
+	f.result("prompts/list", `{"prompts":[]}`)
+	f.result("resources/list", `{"resources":[]}`)
+	f.result("resources/templates/list", `{"resourceTemplates":[]}`)
+	f.mu.Lock()
+	initialize, call := f.on["initialize"], f.on["tools/call"]
+	f.mu.Unlock()
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, _ received) { w.WriteHeader(http.StatusServiceUnavailable) })
+	f.result("tools/call", `{"modern":true}`)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	from := &Caller{
+		Client: "c", Capabilities: json.RawMessage(`{"elicitation":{"form":{}}}`),
+		Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			return json.RawMessage(`{"action":"me"}`), nil
+		},
+	}
+	if got, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil || string(got) != `{"modern":true}` {
+		t.Errorf("got %s, %v", got, err)
+	}
+	f.handle("initialize", initialize)
+	f.handle("tools/call", call)
+	if got, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil || !strings.Contains(string(got), `me\"`) {
+		t.Errorf("got %s, %v", got, err)
+	}
+	if calls := f.requests("tools/call"); len(calls) != 2 || calls[1].Header.Get("Mcp-Session-Id") == "" {
+		t.Error("the legacy era was not used")
+	}
+}
+
 // TestAsksAreBounded: a remote asks a client so often in one call, however its
 // requests come, and no more.
 func TestAsksAreBounded(t *testing.T) {

@@ -300,11 +300,20 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	if main.modern && (s.err == nil || speaksOld(s.err)) {
 		// It has the modern era only, or the legacy one without sessions, in which
 		// nobody can be asked anything. Then the modern one has to do for all.
-		c.remote.eras.Store(int32(eraModern))
+		if !passing(s.err) {
+			c.remote.eras.Store(int32(eraModern))
+		}
 		c.closeSides(func(k sideKey) bool { return k == key })
 		return main, func() {}, nil
 	}
 	return nil, nil, s.err
+}
+
+// passing reports whether an error says nothing about what a remote speaks: it
+// may have had too much to do.
+func passing(err error) bool {
+	failure, ok := errors.AsType[*Failure](err)
+	return ok && (failure.Kind == KindTimeout || failure.Kind == KindCut || failure.Kind == KindStatus && !isFinal(failure.Status))
 }
 
 // heardBy sets who takes what the remote says after all calls.
