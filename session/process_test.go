@@ -15,11 +15,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"golang.org/x/oauth2"
 
 	"gatehouse/auth"
 )
@@ -349,6 +351,47 @@ func TestLegacySSE(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// moody is a door that has no token at times.
+type moody struct {
+	door
+	fails atomic.Bool
+}
+
+var errMood = errors.New("no token now")
+
+func (m *moody) Token(ctx context.Context) (*oauth2.Token, error) {
+	if m.fails.Load() {
+		return nil, errMood
+	}
+	return m.door.Token(ctx)
+}
+
+// TestLegacySSEWithoutToken: a token that cannot be had is not the remote's fault.
+func TestLegacySSEWithoutToken(t *testing.T) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "old", Version: "1"}, nil)
+	srv := httptest.NewServer(mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(srv.Close)
+	m := &moody{door: door{remote: "local"}}
+	r := newRemoteFor(t, "local", srv.URL)
+	r.SSE = true
+	r.Authorizer = func(auth.Principal) Authorizer { return m }
+	p, _ := newPool(t, r)
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	m.fails.Store(true)
+	if _, err := s.Call(t.Context(), "local", "ping", nil, nil); !errors.Is(err, errMood) || isLost(err) {
+		t.Errorf("got %v", err)
+	}
+	m.fails.Store(false)
+	if _, err := s.Call(t.Context(), "local", "ping", nil, nil); err != nil {
+		t.Error(err)
+	}
+	p.Close()
 }
 
 // TestHostileSSE: the POSTs, and the token in them, go to the same server only.
