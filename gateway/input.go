@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -79,7 +80,7 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		}
 	}
 	if refusal, ok := errors.AsType[*session.ResponseError](err); ok && refusal.Code == codeURLElicitation && c.modern {
-		return g.elicitURLs(c, refusal, &ticket{Round: was.Round + 1, Request: request()})
+		return g.elicitURLs(c, method, refusal, &ticket{Round: was.Round + 1, Request: request()})
 	}
 	if err != nil && method == "tools/call" {
 		return renderCall(err, g.now())
@@ -280,13 +281,17 @@ func (g *Gateway) requireURL(c caller, required *auth.RequiredError) error {
 
 // elicitURLs gives a modern client what a legacy remote wants to be visited.
 // "Servers MUST NOT send" the error itself in the modern era.
-func (g *Gateway) elicitURLs(c caller, refusal *session.ResponseError, t *ticket) (json.RawMessage, error) {
+func (g *Gateway) elicitURLs(c caller, method string, refusal *session.ResponseError, t *ticket) (json.RawMessage, error) {
 	var data struct {
 		Elicitations []urlElicitation `json:"elicitations"`
 	}
 	if json.Unmarshal(refusal.Data, &data) != nil || len(data.Elicitations) == 0 || t.Round > inputRounds ||
 		!session.Declares(c.capabilities, "elicitation/create", urlMode) {
-		return toolError("The remote wants a page to be visited first, which your client cannot show. Visit it by other means, or use another client.")
+		const say = "The remote wants a page to be visited first, which your client cannot show. Visit it by other means, or use another client."
+		if method == "tools/call" {
+			return toolError(say)
+		}
+		return nil, &session.ResponseError{Code: jsonrpc.CodeInternalError, Message: say}
 	}
 	requests := map[string]inputRequest{}
 	for i, e := range data.Elicitations {
