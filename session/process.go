@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ type Command struct {
 	Args []string // never read by a shell
 	Env  []string // "NAME=value": all that it gets
 	Dir  string   // where it runs; empty: where the gateway does
+
+	Secrets []string // values of Env that its stderr must not put into the log
 }
 
 const (
@@ -93,7 +96,7 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.ReadCloser, 
 		stderr.Close()
 	})
 	var errors sync.WaitGroup
-	errors.Go(func() { logLines(stderr, log) })
+	errors.Go(func() { logLines(stderr, c.remote.Command.Secrets, log) })
 	readErr := readLines(stdout, maxMessage, func(line []byte) error {
 		err := d.deliver(line)
 		if err != nil {
@@ -253,8 +256,16 @@ func readLines(r io.Reader, limit int, f func(line []byte) error) error {
 	}
 }
 
-// logLines writes what a program says on stderr to the log, within bounds.
-func logLines(r io.Reader, log *slog.Logger) {
+// logLines writes what a program says on stderr to the log, within bounds, and
+// without these secrets.
+func logLines(r io.Reader, secrets []string, log *slog.Logger) {
+	longest := 0
+	var replaced []string
+	for _, s := range slices.SortedFunc(slices.Values(secrets), func(a, b string) int { return len(b) - len(a) }) {
+		longest = max(longest, len(s))
+		replaced = append(replaced, s, "[REDACTED]")
+	}
+	redact := strings.NewReplacer(replaced...)
 	in := bufio.NewReaderSize(r, maxStderrLine)
 	since, logged, dropped := time.Now(), 0, 0
 	for {
@@ -262,12 +273,16 @@ func logLines(r io.Reader, log *slog.Logger) {
 		if err != nil {
 			return
 		}
+		line := string(chunk)
+		if more {
+			line = line[:max(0, len(line)-longest)] // half a secret is not recognized
+		}
 		text := strings.Map(func(c rune) rune {
 			if unicode.IsControl(c) {
 				return ' '
 			}
 			return c
-		}, string(chunk))
+		}, redact.Replace(line))
 		for more && err == nil {
 			_, more, err = in.ReadLine()
 		}

@@ -72,6 +72,9 @@ func runProgram(how string) {
 	switch how {
 	case "noisy":
 		for i := range maxStderrRate + 100 {
+			if i == 30 {
+				fmt.Fprintf(os.Stderr, "my token is %s\n%s%s\n", os.Getenv("TOKEN"), strings.Repeat("y", maxStderrLine-len(os.Getenv("TOKEN"))/2), os.Getenv("TOKEN"))
+			}
 			fmt.Fprintf(os.Stderr, "line %d \x1b[31m\x00 %s\n", i, strings.Repeat("x", 3*maxStderrLine))
 		}
 		fmt.Println("Welcome!")
@@ -134,7 +137,9 @@ func running(pid string) bool {
 // nothing else, and ends with the session.
 func TestProgram(t *testing.T) {
 	t.Setenv("GATEHOUSE_SECRET", canary)
-	p, written := newPool(t, program(t, "noisy", "MINE=yes"))
+	r := program(t, "noisy", "MINE=yes", "TOKEN="+canary)
+	r.Command.Secrets = []string{canary}
+	p, written := newPool(t, r)
 	s, err := p.OpenFor(auth.Local, json.RawMessage(`{"elicitation":{}}`))
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +148,7 @@ func TestProgram(t *testing.T) {
 	if len(catalogs[0].Tools) != 5 {
 		t.Fatalf("got %+v, %v", catalogs, s.Status("local"))
 	}
-	if got := callText(t, s, "env", nil); !strings.Contains(got, "MINE=yes") || strings.Contains(got, canary) {
+	if got := callText(t, s, "env", nil); !strings.Contains(got, "MINE=yes") || strings.Contains(got, "GATEHOUSE_SECRET") {
 		t.Errorf("its environment: %s", got)
 	}
 	var heard []string
@@ -171,6 +176,9 @@ func TestProgram(t *testing.T) {
 		t.Error("it outlived the session")
 	}
 	log := written.String()
+	if !strings.Contains(log, "my token is [REDACTED]") || strings.Contains(log, canary[:len(canary)/2]) {
+		t.Error("what it must not tell is in the log")
+	}
 	if strings.Contains(log, "\x1b") || strings.Contains(log, `line="line 150`) || !strings.Contains(log, `line="line 20 `) || strings.Contains(log, strings.Repeat("x", 2*maxStderrLine)) {
 		t.Error("stderr is not logged within its bounds")
 	}
