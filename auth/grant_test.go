@@ -111,6 +111,31 @@ func TestRefreshOfAnExpiredToken(t *testing.T) {
 	}
 }
 
+// TestClockSteps: a clock that steps back or forth by minutes costs nothing; one
+// that has slept past the expiry finds the token expired, and renews it once.
+func TestClockSteps(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	for _, step := range []time.Duration{-5 * time.Minute, 5 * time.Minute, 5 * time.Minute, -5 * time.Minute} {
+		w.clock.Advance(step)
+		if got := w.token(auth.Local, "r0"); got != secretsCanary+"-access-1" {
+			t.Errorf("after a step of %s: token %q", step, got)
+		}
+	}
+	if n := w.p.count(&w.p.refreshes); n != 0 {
+		t.Errorf("%d refreshes of a token that is good for an hour", n)
+	}
+	for _, step := range []time.Duration{time.Hour, -5 * time.Minute, 10 * time.Minute} {
+		w.clock.Advance(step)
+		if got := w.token(auth.Local, "r0"); got != secretsCanary+"-access-2" {
+			t.Errorf("after the suspend and a step of %s: token %q", step, got)
+		}
+	}
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+}
+
 // Without rotation the answer holds no refresh token: the old one stays.
 func TestRefreshTokenIsKeptOrReplaced(t *testing.T) {
 	for _, rotate := range []bool{false, true} {

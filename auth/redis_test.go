@@ -112,14 +112,36 @@ func RedisForTests(t *testing.T, limits map[string]int, now func() time.Time) (a
 	return openRedis(t, c), openRedis(t, c)
 }
 
+// SharedRedis is a server for processes that share it.
+type SharedRedis struct {
+	s         *redisServer
+	URL, Keys string
+}
+
 // RedisServer starts a server for processes that share it.
-func RedisServer(t *testing.T) (url, keys string, open func(now func() time.Time) Store) {
+func RedisServer(t *testing.T) SharedRedis {
 	s := startRedis(t)
-	return s.url(), redisKey.Value(), func(now func() time.Time) Store {
-		c := s.config()
-		c.Now = now
-		return openRedis(t, c)
-	}
+	return SharedRedis{s, s.url(), redisKey.Value()}
+}
+
+// Open opens a store on it.
+func (s SharedRedis) Open(now func() time.Time) Store {
+	c := s.s.config()
+	c.Now = now
+	return openRedis(s.s.t, c)
+}
+
+// Pause stops the server for a while, without an end of its connections.
+func (s SharedRedis) Pause(d time.Duration) {
+	s.s.cmd.Process.Signal(syscall.SIGSTOP)
+	<-time.After(d)
+	s.s.cmd.Process.Signal(syscall.SIGCONT)
+}
+
+// Restart kills the server and starts it again.
+func (s SharedRedis) Restart() {
+	s.s.stop(syscall.SIGKILL)
+	s.s.start()
 }
 
 // TestRedisKeys: the wrong key does not start, and changes nothing; a second

@@ -79,6 +79,7 @@ type Settings struct {
 	Audit        Audit
 	TLS          ServerTLS // of serve
 	Login        *Login    // nil: nobody logs in at the gateway
+	SSE          bool      // serve the deprecated HTTP+SSE transport, too
 
 	// Whose X-Forwarded-For is believed, for limits per address; empty: nobody's.
 	TrustedProxies []netip.Prefix
@@ -185,7 +186,7 @@ type settingsFile struct {
 
 	TrustedProxies []string `json:"trustedProxies"`
 
-	SSE bool `json:"sse" later:"true"`
+	SSE bool `json:"sse"`
 }
 
 type oauthFile struct {
@@ -641,7 +642,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	g := &c.Gateway
 	*g = Settings{
 		Listen: or(f.Listen, "127.0.0.1:8080"), PublicURL: strings.TrimSuffix(f.PublicURL, "/"), AllowedHosts: f.AllowedHosts,
-		Sessions: or(f.Sessions, "isolated"), CA: f.CA, Proxy: f.Proxy,
+		Sessions: or(f.Sessions, "isolated"), SSE: f.SSE, CA: f.CA, Proxy: f.Proxy,
 		OAuth: OAuth{
 			Enabled: f.OAuth.Enabled == nil || *f.OAuth.Enabled, ClientName: or(f.OAuth.ClientName, "Gatehouse"), Scopes: f.OAuth.Scopes,
 			MetadataPath: or(f.OAuth.MetadataPath, "/.well-known/oauth-client.json"), ClientMetadataURL: f.OAuth.ClientMetadataURL,

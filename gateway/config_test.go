@@ -174,7 +174,6 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"proxy": "ftp://proxy.example.com"`), "must be a URL"},
 		{settings(`"auth": {` + login + `}`), "no effect"},
 		{sso(`"type": "forward", "audience": "x"`, login+`, "audience": "https://gw.example.com/mcp"`), "not supported yet"},
-		{settings(`"sse": true`), "not supported yet"},
 		{settings(`"trustedProxies": ["proxy.example.com"]`), "an address or a network"},
 		{settings(`"tls": {"cert": "c.pem"}`), "go together"},
 		{settings(`"metrics": {"listen": "9090"}`), "must be host:port"},

@@ -55,6 +55,7 @@ type Gateway struct {
 	calls    inFlight
 	tickets  *tickets
 	parked   parkedCalls
+	sse      sseSessions
 	clients  *clients
 	callback *windowLimit
 	legacy   *mcp.StreamableHTTPHandler

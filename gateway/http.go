@@ -30,6 +30,7 @@ func (g *Gateway) Handler() http.Handler {
 	mux := http.NewServeMux()
 	g.pageRoutes(mux)
 	mux.Handle("/mcp", g.guardOrigin(http.HandlerFunc(g.serveMCP)))
+	g.sseRoutes(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.serveReady)
 	if g.cfg.Gateway.Metrics.Listen == "" {
@@ -341,10 +342,30 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	if g.refuseCall(w, v, method) || h == g.modern && g.serveShort(w, r, v, method) {
+	if g.refuseCall(w, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
 		return
 	}
 	h.ServeHTTP(w, withServer(r, v.server))
+}
+
+// refuseHeaders answers a call whose headers do not fit its arguments.
+func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
+	raw, body := r.Header[headerParams], r.Body
+	if method != "tools/call" || len(raw) != 1 {
+		return false
+	}
+	refusal := v.refuseHeaders(r.Header, json.RawMessage(raw[0]))
+	if refusal == nil {
+		return false
+	}
+	var id json.RawMessage
+	if read, ok := body.(*readBody); ok {
+		if got, err := rawjson.Get(read.raw, "id"); err == nil {
+			id = got[0]
+		}
+	}
+	writeRPCError(w, http.StatusBadRequest, id, refusal)
+	return true
 }
 
 // refuseCall answers a call that is one too many for its principal. It is
@@ -378,6 +399,9 @@ func declaredAtFirst(r *http.Request) json.RawMessage {
 func withServer(r *http.Request, s *mcp.Server) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), serverKey{}, s))
 }
+
+// removed are the methods that protocol 2026-07-28 has no more.
+var removed = []string{"logging/setLevel", "resources/subscribe", "resources/unsubscribe"}
 
 // readBody is the body of a request that has been read already.
 type readBody struct {
@@ -426,6 +450,8 @@ func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method s
 		refusal = refuseMessage(body)
 	case method == "" || members[2] == nil || !modern && r.Header.Get("Mcp-Session-Id") == "":
 		// It is an answer itself, nobody waits for one, or it begins a session.
+	case modern && slices.Contains(removed, method):
+		// The SDK says that this version does not have it, whatever its params are.
 	default:
 		if refusal = refuseRequest(method, members[1]); refusal == nil {
 			break

@@ -36,7 +36,8 @@ type entry struct {
 	remote      string // "" for the gateway's own
 	original    string // the remote's name of it
 	description string
-	def         json.RawMessage // the definition under the gateway's name
+	def         json.RawMessage       // the definition under the gateway's name
+	headers     []session.ParamHeader // arguments of a tool that modern clients send in headers, too
 }
 
 func (l *entries) lookup(name string) (entry, bool) {
@@ -123,7 +124,10 @@ func (l *entries) addNamed(what string, remote int, key string, definitions []se
 			log.Warn(what+" left out: its definition cannot be read", "remote", key, what, d.Name, "error", err)
 			continue
 		}
-		l.add(entry{name: name, remote: key, original: d.Name, description: d.Description, def: def})
+		// What is wrong with the annotations of a legacy remote's tool is for its
+		// clients to see.
+		headers, _ := session.ParamHeaders(d.Raw)
+		l.add(entry{name: name, remote: key, original: d.Name, description: d.Description, def: def, headers: headers})
 	}
 }
 

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 
@@ -68,4 +70,57 @@ func writeRPCError(w http.ResponseWriter, status int, id json.RawMessage, refusa
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	w.Write(answer)
+}
+
+// codeHeaderMismatch: the headers of a request do not fit its body.
+const codeHeaderMismatch = -32020
+
+// refuseHeaders says which header of a tools/call of protocol 2026-07-28 does
+// not fit the arguments, nil if all do: servers have to check those that the
+// tool's inputSchema names (MCP 2026-07-28, streamable HTTP).
+func (v *view) refuseHeaders(header http.Header, params json.RawMessage) *jsonrpc.Error {
+	got, err := rawjson.Get(params, "name", "arguments")
+	if err != nil {
+		return nil // refused elsewhere
+	}
+	name, _ := rawjson.String(got[0])
+	tool, _ := v.now().tools.lookup(name)
+	for _, p := range tool.headers {
+		want, given := p.Value(got[1])
+		sent := header.Values("Mcp-Param-" + p.Header)
+		mismatch := func(say string) *jsonrpc.Error {
+			return &jsonrpc.Error{Code: codeHeaderMismatch, Message: "the header Mcp-Param-" + p.Header + " " + say}
+		}
+		switch {
+		case !given && len(sent) == 0:
+		case !given:
+			return mismatch("is there, but the argument that it repeats is not")
+		case len(sent) == 0:
+			return mismatch("is missing: it repeats an argument")
+		case len(sent) > 1:
+			return mismatch("is there more than once")
+		default:
+			value, ok := decodeHeader(sent[0])
+			if !ok {
+				return mismatch("is not in the form that it has to be in")
+			}
+			if value != want {
+				return mismatch("is not what the argument is")
+			}
+		}
+	}
+	return nil
+}
+
+// decodeHeader reads a header's value: plain visible ASCII, or =?base64?…?=.
+func decodeHeader(value string) (string, bool) {
+	encoded, ok := strings.CutPrefix(value, "=?base64?")
+	if !ok {
+		return value, true
+	}
+	if encoded, ok = strings.CutSuffix(encoded, "?="); !ok {
+		return value, true
+	}
+	decoded, err := base64.StdEncoding.DecodeString(encoded)
+	return string(decoded), err == nil
 }

@@ -311,7 +311,7 @@ func legacyResult(result json.RawMessage) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if string(meta) == "{}" {
+	if string(meta) == "{}" && len(got[1]) != len(meta) {
 		return rawjson.Delete(plain, func(key string) bool { return key == "_meta" })
 	}
 	return rawjson.Set(plain, "_meta", meta)

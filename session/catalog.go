@@ -92,7 +92,7 @@ func (c *Catalog) update(read *lists) bool {
 // lists are all that a remote has to list.
 type lists struct {
 	of      [4][]Definition          // in the order of kinds; nil is a list that could not be read
-	headers map[string][]paramHeader // of tools that have some
+	headers map[string][]ParamHeader // of tools that have some
 	hints   [4]CacheHint
 }
 
@@ -120,7 +120,7 @@ var kinds = [len(lists{}.of)]kind{
 // it concerns the whole connection: then the error is returned beside what has
 // been read so far.
 func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists, error) {
-	read := &lists{headers: map[string][]paramHeader{}}
+	read := &lists{headers: map[string][]ParamHeader{}}
 	for i := range kinds {
 		k := &kinds[i]
 		if !k.offered(l.offers) {
@@ -178,7 +178,7 @@ func isListsOwn(err error) bool {
 }
 
 // readList reads all pages of one list.
-func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, headers map[string][]paramHeader, hint *CacheHint) ([]Definition, error) {
+func (c *connection) readList(ctx context.Context, l *link, k *kind, loud bool, headers map[string][]ParamHeader, hint *CacheHint) ([]Definition, error) {
 	began := time.Now()
 	*hint = CacheHint{began.Add(maxTTL), true}
 	reader := listReader{connection: c, kind: k, definitions: []Definition{}, names: map[string]bool{}}
@@ -234,7 +234,7 @@ type listReader struct {
 	kind        *kind
 	definitions []Definition
 	names       map[string]bool
-	headers     map[string][]paramHeader // nil: arguments never go into headers here
+	headers     map[string][]ParamHeader // nil: arguments never go into headers here
 	size        int
 	seen        int
 	dropped     int
@@ -282,8 +282,8 @@ func (t *listReader) add(raw json.RawMessage) {
 		problem = "the remote lists this " + t.kind.key + " twice; the first one counts"
 	}
 	if problem == "" && t.headers != nil {
-		var headers []paramHeader
-		if headers, problem = paramHeaders(d.Raw); headers != nil {
+		var headers []ParamHeader
+		if headers, problem = ParamHeaders(d.Raw); headers != nil {
 			t.headers[d.Name] = headers
 		}
 	}

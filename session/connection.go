@@ -63,7 +63,7 @@ type connection struct {
 	subscribed map[string]*link // URIs of resources, and on which link
 	listens    *listens         // what a modern remote is asked to tell; nil: none is open
 	sides      map[sideKey]*side
-	headers    map[string][]paramHeader // of tools that have some, as last listed
+	headers    map[string][]ParamHeader // of tools that have some, as last listed
 	catalog    Catalog
 	status     Status
 }
@@ -202,7 +202,7 @@ func (c *connection) relisted(ctx context.Context, l *link) error {
 }
 
 // paramsOf returns which arguments of a tool go into headers.
-func (c *connection) paramsOf(tool string) []paramHeader {
+func (c *connection) paramsOf(tool string) []ParamHeader {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.headers[tool]

@@ -257,8 +257,8 @@ func (l *link) named(method string, params json.RawMessage) (http.Header, error)
 	h[headerName] = []string{headerValue(name)}
 	if method == "tools/call" {
 		for _, p := range l.connection.paramsOf(name) {
-			if value, ok := p.value(got[1]); ok {
-				h[headerParamPrefix+p.header] = []string{headerValue(value)}
+			if value, ok := p.Value(got[1]); ok {
+				h[headerParamPrefix+p.Header] = []string{headerValue(value)}
 			}
 		}
 	}
@@ -277,17 +277,18 @@ func headerValue(s string) string {
 	return prefix + base64.StdEncoding.EncodeToString([]byte(s)) + suffix
 }
 
-// paramHeader is an argument of a tool that goes into a header too: its
+// ParamHeader is an argument of a tool that goes into a header too: its
 // inputSchema says so by x-mcp-header (SEP-2243).
-type paramHeader struct {
-	path   []string
-	header string
+type ParamHeader struct {
+	Path   []string // of members, from the arguments on
+	Header string   // the name behind Mcp-Param-
 }
 
-// value returns the argument as the header's value; ok is false if it is absent.
-func (p paramHeader) value(arguments json.RawMessage) (string, bool) {
+// Value returns the argument as the header's value, before it is encoded; false
+// if it is absent.
+func (p ParamHeader) Value(arguments json.RawMessage) (string, bool) {
 	value := arguments
-	for _, name := range p.path {
+	for _, name := range p.Path {
 		if value == nil || value[0] != '{' {
 			return "", false
 		}
@@ -315,9 +316,9 @@ func (p paramHeader) value(arguments json.RawMessage) (string, bool) {
 	return strconv.FormatInt(int64(f), 10), true
 }
 
-// paramHeaders reads the annotations of a tool's inputSchema. A tool whose
+// ParamHeaders reads the annotations of a tool's inputSchema. A tool whose
 // annotations are not valid has to be left out.
-func paramHeaders(tool json.RawMessage) (found []paramHeader, problem string) {
+func ParamHeaders(tool json.RawMessage) (found []ParamHeader, problem string) {
 	if !strings.Contains(string(tool), "x-mcp-header") {
 		return nil, ""
 	}
@@ -354,7 +355,7 @@ func paramHeaders(tool json.RawMessage) (found []paramHeader, problem string) {
 					return false
 				}
 				seen[strings.ToLower(name)] = true
-				found = append(found, paramHeader{here, http.CanonicalHeaderKey(name)})
+				found = append(found, ParamHeader{here, http.CanonicalHeaderKey(name)})
 			}
 			problem = walk(property, here)
 			return problem == ""

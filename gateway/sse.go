@@ -1,0 +1,123 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"net/http"
+	"sync"
+
+	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"gatehouse/auth"
+)
+
+// This file is the deprecated HTTP+SSE transport of protocol 2024-11-05, for old
+// clients (gateway.sse): one event stream for all that they are told, POSTs for
+// what they say. A session lasts as long as its stream.
+
+// sseSessions are the open streams by what their POSTs name them by.
+type sseSessions struct {
+	mu   sync.Mutex // guards byID
+	byID map[string]*mcp.SSEServerTransport
+}
+
+// add notes a stream; false if there are as many as there may be.
+func (s *sseSessions) add(id string, t *mcp.SSEServerTransport, limit int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.byID) >= limit {
+		return false
+	}
+	if s.byID == nil {
+		s.byID = map[string]*mcp.SSEServerTransport{}
+	}
+	s.byID[id] = t
+	return true
+}
+
+func (s *sseSessions) get(id string) *mcp.SSEServerTransport {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byID[id]
+}
+
+func (s *sseSessions) remove(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, id)
+}
+
+// serveSSE is GET /sse: a session from its beginning to its end.
+func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
+	id := rand.Text()
+	stream := &mcp.SSEServerTransport{
+		Endpoint: "/messages?session=" + id, Response: w, MaxRequestBodyBytes: int64(g.cfg.Gateway.Limits.BodyBytes),
+	}
+	if !g.sse.add(id, stream, g.cfg.Gateway.Limits.Sessions) {
+		g.metrics.hit("sessions")
+		w.Header().Set("Retry-After", "60")
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+		return
+	}
+	defer g.sse.remove(id)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-cache, no-transform")
+	transport := &stdioTransport{Transport: stream, g: g}
+	capabilities, err := transport.listen(r.Context())
+	if err != nil {
+		return // it left before it said anything
+	}
+	principal := auth.Local
+	if g.cfg.Gateway.Sessions != "shared" {
+		principal = auth.SessionPrincipal(uuid.NewString())
+		defer g.end(principal)
+	} else {
+		capabilities = nil
+	}
+	v, err := g.viewFor(principal, capabilities)
+	if err != nil {
+		transport.connection.Close()
+		g.log.Info("session refused", "error", err)
+		return
+	}
+	g.serveStream(r.Context(), v, transport)
+}
+
+// serveStream speaks with one client until it leaves or its view is closed.
+func (g *Gateway) serveStream(ctx context.Context, v *view, transport mcp.Transport) {
+	session, err := v.server.Connect(ctx, transport, nil)
+	if err != nil {
+		g.log.Info("session not begun", "principal", v.principal, "error", err)
+		return
+	}
+	g.log.Info("session began", "principal", v.principal, "transport", "sse")
+	stop := context.AfterFunc(ctx, func() { session.Close() })
+	// How it ended is no matter: the stream is gone.
+	_ = session.Wait()
+	stop()
+	v.levels.forget(session)
+	v.peers.forget(session)
+	v.session.Leave(session)
+	g.unsubscribeAll(caller{view: v, client: session})
+	g.log.Info("session ended", "principal", v.principal, "transport", "sse")
+}
+
+// serveMessages is POST /messages: what a client says.
+func (g *Gateway) serveMessages(w http.ResponseWriter, r *http.Request) {
+	stream := g.sse.get(r.URL.Query().Get("session"))
+	if stream == nil {
+		http.Error(w, "session not found: open the stream at /sse again", http.StatusNotFound)
+		return
+	}
+	stream.ServeHTTP(w, r)
+}
+
+// sseRoutes adds the transport's routes, if the config wants it.
+func (g *Gateway) sseRoutes(mux *http.ServeMux) {
+	if !g.cfg.Gateway.SSE {
+		return
+	}
+	mux.Handle("GET /sse", g.guardOrigin(http.HandlerFunc(g.serveSSE)))
+	mux.Handle("POST /messages", g.guardOrigin(http.HandlerFunc(g.serveMessages)))
+}
