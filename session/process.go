@@ -36,6 +36,7 @@ const (
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
+	said  [2]io.Closer  // its stdout and stderr, our ends
 	done  chan struct{} // closed when it has ended and all of its output is read
 
 	writing chan struct{} // holds one: who writes to stdin
@@ -65,7 +66,7 @@ func (c *connection) startProcess(d *duplex) (*process, error) {
 	}
 	log := c.session.log.With("remote", c.remote.Name, "pid", cmd.Process.Pid)
 	log.Info("command started")
-	p := &process{cmd: cmd, stdin: stdin, done: make(chan struct{}), writing: make(chan struct{}, 1)}
+	p := &process{cmd: cmd, stdin: stdin, said: [2]io.Closer{stdout, stderr}, done: make(chan struct{}), writing: make(chan struct{}, 1)}
 	// Not the session's goroutine: Close waits for those before it ends processes.
 	go p.watch(c, d, stdout, stderr, log)
 	return p, nil
@@ -179,6 +180,13 @@ func (p *process) close(context.Context) {
 			return
 		}
 		killGroup(p.cmd)
+		if p.wait(killGrace) {
+			return
+		}
+		// What has left the group may hold the pipes for as long as it likes.
+		for _, pipe := range p.said {
+			pipe.Close()
+		}
 	})
 	<-p.done
 }

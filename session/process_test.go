@@ -77,6 +77,12 @@ func runProgram(how string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		exec.Command("sleep", "1000").Start() // would keep the pipes open
+	case "stray":
+		stray := exec.Command("sleep", "20") // out of the group's reach, with our pipes
+		stray.Stdout, stray.Stderr, stray.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
+		if err := stray.Start(); err != nil {
+			os.Exit(5)
+		}
 	case "silent":
 		io.Copy(io.Discard, os.Stdin)
 		return
@@ -213,6 +219,26 @@ func TestProgramEnds(t *testing.T) {
 	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+// TestProgramLeavesAStray: what a program has started and put out of reach, with
+// its pipes in hand, does not keep the gateway from ending.
+func TestProgramLeavesAStray(t *testing.T) {
+	p, _ := newPool(t, program(t, "stray", "PATH="+os.Getenv("PATH")))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	pid := callText(t, s, "pid", nil)
+	began := time.Now()
+	p.Close()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if running(pid) {
+		t.Error("it is still there")
 	}
 }
 
