@@ -104,7 +104,7 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log 
 
 var (
 	errEnded    = errors.New("exit status 0")
-	errNonsense = errors.New("too many lines on stdout that are no MCP messages")
+	errNonsense = errors.New("too much that is no MCP message")
 )
 
 // commandTimeout is what a program has to start and to introduce itself: some
