@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
@@ -37,6 +38,16 @@ func program(t *testing.T, how string, env ...string) Remote {
 // runProgram is what the test binary does when it is started as a program.
 func runProgram(how string) {
 	server := mcp.NewServer(&mcp.Implementation{Name: "program", Version: "1"}, nil)
+	if how == "modern" {
+		server.AddReceivingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
+			return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+				if method == "initialize" {
+					return nil, &jsonrpc.Error{Code: codeUnsupportedVersion, Message: "unsupported protocol version"}
+				}
+				return next(ctx, method, req)
+			}
+		})
+	}
 	type nothing struct{}
 	say := func(s string) (*mcp.CallToolResult, any, error) {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}, nil, nil
@@ -173,6 +184,27 @@ func TestProgram(t *testing.T) {
 	if strings.Contains(log, "\x1b") || strings.Contains(log, `line="line 150`) || !strings.Contains(log, `line="line 20 `) || strings.Contains(log, strings.Repeat("x", 2*maxStderrLine)) {
 		t.Error("stderr is not logged within its bounds")
 	}
+}
+
+// TestModernProgram: one that speaks 2026-07-28 alone, over its pipes: calls,
+// progress, and what it has to say when nobody asks.
+func TestModernProgram(t *testing.T) {
+	s := open(t, program(t, "modern"))
+	catalogs := settled(t, s)
+	if len(catalogs[0].Tools) != 5 || s.Status("local").Protocol != modernVersion {
+		t.Fatalf("got %+v, %+v", catalogs, s.Status("local"))
+	}
+	var heard []string
+	callText(t, s, "walk", &Caller{Modern: true, Notify: func(_ string, params json.RawMessage) { heard = append(heard, string(params)) }})
+	if len(heard) != 3 || !strings.Contains(heard[2], `"progressToken":"p"`) {
+		t.Errorf("heard %q", heard)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Call(ctx, "local", "tools/call", json.RawMessage(`{"name":"pid"}`), &Caller{Modern: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	callText(t, s, "pid", &Caller{Modern: true})
 }
 
 // TestProgramDies: the call that it dies in says that it may have been carried
