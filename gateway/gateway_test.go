@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -260,7 +261,10 @@ func TestDeleteEndsCalls(t *testing.T) {
 	client := authtest.Legacy(t, g.url+"/mcp")
 	answered := make(chan error, 1)
 	go func() {
-		_, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		result, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		if err == nil && result.IsError {
+			err = errors.New(authtest.Text(result)) // the session was gone before the call knew
+		}
 		answered <- err
 	}()
 	<-called
