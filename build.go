@@ -173,7 +173,8 @@ func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command 
 		c.Dir = cfg.Path(server.Dir)
 	}
 	for _, name := range inherited {
-		if value, ok := os.LookupEnv(name); ok {
+		// A proxy's URL may hold a password.
+		if value, ok := os.LookupEnv(name); ok && !strings.Contains(value, "@") {
 			c.Env = append(c.Env, name+"="+value)
 		}
 	}

@@ -202,7 +202,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		}
 	}
 	next := g.receive(answer, b.now())
-	err = b.writeGrant(ctx, h.key, h.remote, next, version)
+	err = b.writeRefreshed(ctx, h, next, version)
 	switch {
 	case errors.Is(err, ErrConflict):
 		log.Info("refreshed, but the grant has changed meanwhile: the new token is dropped", "duration", took)
@@ -217,6 +217,34 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	b.clearTrouble(ctx, h.key)
 	log.Info("grant refreshed", "duration", took, "expires", next.Expires, "rotated", !answer.Refresh.IsEmpty())
 	return nil
+}
+
+// writeTime is how long a refreshed grant is tried to be written to a store that
+// others read, too: well within the lease.
+const writeTime = 15 * time.Second
+
+// writeRefreshed writes what a refresh brought. A shared store that is away for
+// a moment is waited for: whoever refreshes next there would send a refresh
+// token that is used up.
+func (b *Broker) writeRefreshed(ctx context.Context, h *hold, next *grant, version uint64) error {
+	err := b.writeGrant(ctx, h.key, h.remote, next, version)
+	if err == nil || errors.Is(err, ErrConflict) || !b.shares(h.key) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+		if err = b.writeGrant(ctx, h.key, h.remote, next, version); err == nil || errors.Is(err, ErrConflict) || errors.Is(err, ErrClosed) {
+			return err
+		}
+	}
 }
 
 // leaseToRefresh waits until no other process refreshes the grant. Inside this

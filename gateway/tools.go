@@ -385,7 +385,7 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 	if out.Status == string(session.StateUnavailable) {
 		out.Advice = "It is tried again with the next call."
 		if out.retried = conn.Retried; out.retried {
-			out.Advice = "It is tried again by itself every few seconds."
+			out.Advice = "It is tried again by itself."
 		}
 	}
 	if !server.Auth.SignsIn() {

@@ -70,10 +70,15 @@ func (c *connection) openSSE(ctx context.Context, l *link, d *duplex) (*legacySS
 		defer close(s.done)
 		defer resp.Body.Close()
 		defer events.release()
-		for {
+		for nonsense := 0; ; {
 			event, data, err := events.next()
+			if err == nil && nonsense > maxNonsense {
+				err = errNonsense
+			}
 			if err != nil {
-				err = cause(err)
+				if !errors.Is(err, errNonsense) {
+					err = cause(err)
+				}
 				if l := d.stop(err); l != nil && running.Err() == nil {
 					c.drop(l, c.remote.fail(KindUnreachable, err, "ended the event stream. It is opened again."))
 				}
@@ -83,6 +88,7 @@ func (c *connection) openSSE(ctx context.Context, l *link, d *duplex) (*legacySS
 				continue
 			}
 			if err := d.deliver(data); err != nil {
+				nonsense++
 				c.session.log.Debug("an event that is no message", "remote", c.remote.Name, "error", err)
 			}
 		}

@@ -136,7 +136,7 @@ func reap(cmd *exec.Cmd) error {
 
 var (
 	errEnded    = errors.New("exit status 0")
-	errNonsense = errors.New("too many lines on stdout that are no MCP messages")
+	errNonsense = errors.New("too much that is no MCP message")
 )
 
 // commandTimeout is what a program has to start and to introduce itself: some

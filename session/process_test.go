@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 	"golang.org/x/oauth2"
 
@@ -39,6 +40,16 @@ func program(t *testing.T, how string, env ...string) Remote {
 // runProgram is what the test binary does when it is started as a program.
 func runProgram(how string) {
 	server := mcp.NewServer(&mcp.Implementation{Name: "program", Version: "1"}, nil)
+	if how == "modern" {
+		server.AddReceivingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
+			return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+				if method == "initialize" {
+					return nil, &jsonrpc.Error{Code: codeUnsupportedVersion, Message: "unsupported protocol version"}
+				}
+				return next(ctx, method, req)
+			}
+		})
+	}
 	type nothing struct{}
 	say := func(s string) (*mcp.CallToolResult, any, error) {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}, nil, nil
@@ -82,11 +93,12 @@ func runProgram(how string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		exec.Command("sleep", "1000").Start() // would keep the pipes open
-	case "escape":
-		// It is in no group of ours, and keeps the pipes open.
-		child := exec.Command("sleep", "30")
-		child.Stdout, child.Stderr, child.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
-		child.Start()
+	case "stray":
+		stray := exec.Command("sleep", "20") // out of the group's reach, with our pipes
+		stray.Stdout, stray.Stderr, stray.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
+		if err := stray.Start(); err != nil {
+			os.Exit(5)
+		}
 	case "silent":
 		io.Copy(io.Discard, os.Stdin)
 		return
@@ -211,6 +223,27 @@ func TestProgramSpeaksLater(t *testing.T) {
 	}
 }
 
+// TestModernProgram: one that speaks 2026-07-28 alone, over its pipes: calls,
+// progress, and what it has to say when nobody asks.
+func TestModernProgram(t *testing.T) {
+	s := open(t, program(t, "modern"))
+	catalogs := settled(t, s)
+	if len(catalogs[0].Tools) != 5 || s.Status("local").Protocol != modernVersion {
+		t.Fatalf("got %+v, %+v", catalogs, s.Status("local"))
+	}
+	var heard []string
+	callText(t, s, "walk", &Caller{Modern: true, Notify: func(_ string, params json.RawMessage) { heard = append(heard, string(params)) }})
+	if len(heard) != 3 || !strings.Contains(heard[2], `"progressToken":"p"`) {
+		t.Errorf("heard %q", heard)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Call(ctx, "local", "tools/call", json.RawMessage(`{"name":"pid"}`), &Caller{Modern: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	callText(t, s, "pid", &Caller{Modern: true})
+}
+
 // TestProgramDies: the call that it dies in says that it may have been carried
 // out; then it is started again.
 func TestProgramDies(t *testing.T) {
@@ -262,7 +295,7 @@ func TestProgramEnds(t *testing.T) {
 // with its output open, does not hold up the end of the session, nor hide that
 // the program has died.
 func TestProgramEscapes(t *testing.T) {
-	p, _ := newPool(t, program(t, "escape", "PATH="+os.Getenv("PATH")))
+	p, _ := newPool(t, program(t, "stray", "PATH="+os.Getenv("PATH")))
 	s, err := p.Open(auth.Local)
 	if err != nil {
 		t.Fatal(err)
@@ -278,6 +311,26 @@ func TestProgramEscapes(t *testing.T) {
 	}
 	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+// TestProgramLeavesAStray: what a program has started and put out of reach, with
+// its pipes in hand, does not keep the gateway from ending.
+func TestProgramLeavesAStray(t *testing.T) {
+	p, _ := newPool(t, program(t, "stray", "PATH="+os.Getenv("PATH")))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	pid := callText(t, s, "pid", nil)
+	began := time.Now()
+	p.Close()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if running(pid) {
+		t.Error("it is still there")
 	}
 }
 

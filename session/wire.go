@@ -39,7 +39,8 @@ type remote struct {
 	header   http.Header
 	client   *http.Client
 	recovery *recovery
-	eras     atomic.Int32 // what is known of them
+	eras     atomic.Int32                                  // what is known of them
+	lists    [len(lists{}.of)]atomic.Pointer[[]Definition] // as anybody has last listed them
 }
 
 // reserved reports whether a header is not the config's to set: what the

@@ -41,7 +41,7 @@ const checks = {
     assert.equal(seen.length, 3, 'progress notifications before the result');
     return { seen, result };
   },
-  'list resources': async client => (await client.listResources()).resources,
+  'list resources': async client => (await client.listResources()).resources.filter(resource => resource.uri !== 'auth://status'), // the gateway's own
   'list resource templates': async client => (await client.listResourceTemplates()).resourceTemplates,
   'read a resource': async client => client.readResource({ uri: 'demo://resource/static/document/features.md' }),
   'list prompts': async (client, prefix) =>

@@ -149,7 +149,14 @@ func compareAll(ctx context.Context, who string, direct, gateway *client.Client)
 		{"a tool that fails", call("get-sum", map[string]any{"a": "x"})},
 		{"progress", progress},
 		{"list resources", func(ctx context.Context, c *client.Client, _ string) (any, error) {
-			return c.ListResources(ctx, mcp.ListResourcesRequest{})
+			list, err := c.ListResources(ctx, mcp.ListResourcesRequest{})
+			if err != nil {
+				return nil, err
+			}
+			list.Resources = slices.DeleteFunc(list.Resources, func(r mcp.Resource) bool {
+				return r.URI == "auth://status" // the gateway's own
+			})
+			return list, nil
 		}},
 		{"read a resource", func(ctx context.Context, c *client.Client, _ string) (any, error) {
 			request := mcp.ReadResourceRequest{}
