@@ -376,11 +376,12 @@ type parkedCall struct {
 	err       error
 	news      chan struct{} // holds one: something is asked
 
-	mu      sync.Mutex // guards all below
-	asked   int
-	pending map[string]*question
-	notify  func(method string, params json.RawMessage) // to the client, while it is there
-	expires *time.Timer
+	mu       sync.Mutex // guards all below
+	asked    int
+	attended bool // a request of the client waits for what comes next
+	pending  map[string]*question
+	notify   func(method string, params json.RawMessage) // to the client, while it is there
+	expires  *time.Timer
 }
 
 type question struct {
@@ -500,15 +501,19 @@ func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, na
 // attend waits for what comes next of a call: its result, or a question.
 func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall) (json.RawMessage, error) {
 	p.mu.Lock()
+	if p.attended {
+		p.mu.Unlock()
+		return nil, &invalidParams{"another request with this requestState is in progress: wait for its answer"}
+	}
 	if p.expires != nil {
 		p.expires.Stop()
 	}
-	p.notify = c.notify
+	p.attended, p.notify = true, c.notify
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.notify = nil
+		p.attended, p.notify = false, nil
 	}()
 	for {
 		if requests := p.questions(); requests != nil {

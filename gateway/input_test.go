@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -186,6 +188,34 @@ func TestParked(t *testing.T) {
 	if got := fmt.Sprint(modernCall(c, "{}", "r_ask", "")); !strings.Contains(got, "isError") {
 		t.Errorf("without the capability: %s", got)
 	}
+}
+
+// TestParkedOnce: of two requests with one state, one waits for the call, and the
+// other neither ends it by going away nor leaves a timer behind that would.
+func TestParkedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &Gateway{}
+		p := &parkedCall{done: make(chan struct{}), news: make(chan struct{}, 1), result: json.RawMessage(`{}`)}
+		p.cancel = func() { t.Error("the call was cancelled") }
+		answered := make(chan json.RawMessage, 1)
+		go func() {
+			result, err := g.attend(t.Context(), caller{}, p)
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- result
+		}()
+		synctest.Wait()
+		gone, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		time.AfterFunc(time.Minute, func() { close(p.done) })
+		if _, err := g.attend(gone, caller{}, p); err == nil || !strings.Contains(fmt.Sprint(renderRPC(err, time.Now())), "in progress") {
+			t.Errorf("got %v", err)
+		}
+		if got := <-answered; string(got) != `{}` {
+			t.Errorf("got %s", got)
+		}
+	})
 }
 
 // TestPageToVisit: a legacy remote that wants a page visited gets that from a
