@@ -76,7 +76,9 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		case c.modern && was.Round < signInRounds && !was.Refused:
 			return g.elicitSignIn(c, required, &ticket{Remote: required.Remote, Round: was.Round + 1, Request: request()})
 		case !c.modern && c.later != nil:
-			return nil, g.requireURL(c, required)
+			if needs := g.requireURL(c, required); needs != nil {
+				return nil, needs
+			}
 		}
 	}
 	if refusal, ok := errors.AsType[*session.ResponseError](err); ok && refusal.Code == codeURLElicitation && c.modern {
@@ -260,14 +262,20 @@ type needsURL struct {
 func (e *needsURL) Error() string { return "a link has to be opened first" }
 
 // requireURL asks a client of 2025-11-25 to open the sign-in link, and tells it
-// when that has ended, well or not.
+// when that has ended, well or not. Nil: enough such calls wait for that already.
 func (g *Gateway) requireURL(c caller, required *auth.RequiredError) error {
+	if c.view.links.Add(1) > maxParked {
+		c.view.links.Add(-1)
+		return nil
+	}
 	e := &needsURL{urlElicitation{Mode: "url", ID: uuid.NewString(), URL: required.AuthURL, Message: elicitation(required)}}
 	done, err := json.Marshal(map[string]string{"elicitationId": e.elicitation.ID})
 	if err != nil {
+		c.view.links.Add(-1)
 		return fmt.Errorf("encoding an elicitation: %w", err)
 	}
-	c.view.background(func(ended context.Context) {
+	started := c.view.background(func(ended context.Context) {
+		defer c.view.links.Add(-1)
 		ctx, cancel := context.WithTimeout(ended, parkedLife)
 		defer cancel()
 		// Complete means over: well, or not.
@@ -276,6 +284,10 @@ func (g *Gateway) requireURL(c caller, required *auth.RequiredError) error {
 			c.later("notifications/elicitation/complete", done)
 		}
 	})
+	if !started {
+		c.view.links.Add(-1)
+		return session.ErrClosed
+	}
 	return e
 }
 

@@ -345,6 +345,21 @@ func TestSignInByElicitation(t *testing.T) {
 	}
 }
 
+// TestLinksAreBounded: who calls again and again instead of opening the link gets
+// it in the end as everybody else does, and leaves no more behind.
+func TestLinksAreBounded(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: authtest.NewAS(t)})
+	g := newInside(t, remote, oneRemote)
+	session := signInClient(t, g.url, "2025-11-25", func(string) string { return "accept" }, func() {})
+	for i := range maxParked + 3 {
+		result, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo", Arguments: map[string]any{"text": "hello"}})
+		refusal, _ := errors.AsType[*jsonrpc.Error](err)
+		if asked := refusal != nil && refusal.Code == codeURLElicitation; asked != (i < maxParked) || !asked && (err != nil || !result.IsError) {
+			t.Fatalf("call %d: got %+v, %v", i, result, err)
+		}
+	}
+}
+
 // TestAnswersAreExact: what a client answers reaches the remote byte for byte,
 // also what the SDK has no field for; and nobody can put words into its mouth by
 // the name under which it travels inside.

@@ -37,6 +37,7 @@ type view struct {
 	calls     *callLimit
 
 	waits   sync.WaitGroup // for what goes on in the background, until end
+	links   atomic.Int64   // of those, what waits for a link to be visited
 	ended   context.Context
 	end     context.CancelFunc
 	waitMu  sync.Mutex      // guards waiting
