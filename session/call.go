@@ -24,8 +24,9 @@ type call struct {
 	patient *patience
 	asks    sync.WaitGroup
 
-	mu   sync.Mutex // one message to the client at a time, nothing after the end
-	over bool
+	mu    sync.Mutex // one message to the client at a time, nothing after the end
+	over  bool
+	asked int // how often the client has been asked
 }
 
 // patience is the deadline of a call. It stands still while the client is being
@@ -79,15 +80,17 @@ func (l *link) end(c *call) {
 	c.asks.Wait()
 }
 
-// asking counts a request to the client; false if the call is over.
-func (c *call) asking() bool {
+// asking counts a request to the client; not ok if the call is over, or its
+// remote has asked too often.
+func (c *call) asking() (ok, tooOften bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over {
-		return false
+	if c.over || c.asked >= maxRequests {
+		return false, !c.over
 	}
+	c.asked++
 	c.asks.Add(1)
-	return true
+	return true, false
 }
 
 // notify gives the client a message, unless its call is over.
@@ -209,7 +212,10 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 		refuse(codeUnknownMethod, "The client behind this call has not declared this capability")
 		return
 	}
-	if !c.asking() {
+	if ok, tooOften := c.asking(); tooOften {
+		refuse(codeInternal, "The client has been asked too often in this call")
+		return
+	} else if !ok {
 		return
 	}
 	started := l.connection.session.spawn(func() {

@@ -302,7 +302,8 @@ func (w *wire) answer(ctx context.Context, resp *http.Response, header http.Head
 			// the SSE stream."
 			drain(resp.Body)
 		}
-		if where.cut && where.lastID != "" {
+		// Protocol 2026-07-28 knows no resumption.
+		if where.cut && where.lastID != "" && header[headerMethod] == nil {
 			return w.resume(ctx, header, id, in, where, err)
 		}
 		return result, err
@@ -366,11 +367,13 @@ type place struct {
 	lastID string
 	retry  time.Duration
 	cut    bool // it ended before the response
+	asked  int  // requests of the remote's own so far
 }
 
 const (
 	maxResumes   = 5 // in a row that bring nothing new
 	firstRetry   = time.Second
+	leastRetry   = 100 * time.Millisecond
 	longestRetry = 30 * time.Second
 )
 
@@ -383,7 +386,7 @@ func (w *wire) resume(ctx context.Context, header http.Header, id int64, in inco
 		// "The client MUST respect the retry field".
 		pause := firstRetry
 		if where.retry > 0 {
-			pause = min(where.retry, longestRetry)
+			pause = min(max(where.retry, leastRetry), longestRetry)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -428,7 +431,6 @@ func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in inco
 		events.release()
 	}()
 	where.cut = false
-	requests := 0
 	for {
 		event, data, err := events.next()
 		if err != nil {
@@ -451,7 +453,7 @@ func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in inco
 			}
 			continue
 		}
-		if requests++; requests > maxRequests {
+		if where.asked++; where.asked > maxRequests {
 			return nil, w.remote.fail(KindBadAnswer, nil, "sent more than %d requests of its own instead of an answer.", maxRequests)
 		}
 		in.request(m.id, m.method, m.params)
