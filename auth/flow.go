@@ -243,7 +243,7 @@ func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer strin
 	if g == nil || g.Access.IsEmpty() {
 		return nil
 	}
-	if err := b.endGrant(ctx, h); err != nil && !errors.Is(err, ErrConflict) {
+	if err := b.endGrant(ctx, h, g); err != nil && !errors.Is(err, ErrConflict) {
 		return internalError(k.remote, err)
 	}
 	return nil

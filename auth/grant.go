@@ -115,6 +115,11 @@ func (g *grant) valid(now time.Time) bool {
 
 func (g *grant) refreshable() bool { return !g.Access.IsEmpty() && !g.Refresh.IsEmpty() }
 
+// sameTokens reports whether the grants came with the same answer.
+func (g *grant) sameTokens(other *grant) bool {
+	return g.Access.Equal(other.Access) && g.Refresh.Equal(other.Refresh)
+}
+
 // inDoubt reports whether the refresh token may have been used up.
 func (g *grant) inDoubt() bool { return !g.Redeeming.IsZero() }
 
@@ -397,11 +402,15 @@ func (b *Broker) dropGrant(ctx context.Context, k key) error {
 	return nil
 }
 
-// endGrant takes the tokens out of a grant that is no good any more.
-func (b *Broker) endGrant(ctx context.Context, h *hold) error {
+// endGrant takes the tokens out of a grant that is no good any more, or returns
+// [ErrConflict] if another is held by now.
+func (b *Broker) endGrant(ctx context.Context, h *hold, bad *grant) error {
 	h.mu.Lock()
 	g, version := h.grant, h.version
 	h.mu.Unlock()
+	if !g.sameTokens(bad) {
+		return ErrConflict
+	}
 	return b.writeGrant(ctx, h.key, h.remote, g.ended(), version)
 }
 

@@ -182,6 +182,45 @@ func TestInvalidGrantEndsTheGrant(t *testing.T) {
 	}
 }
 
+// What comes back for an old refresh token says nothing about the grant of a
+// sign-in that ended meanwhile: servers end the old one when they make a new one.
+func TestRefusalOfWhatWasReplaced(t *testing.T) {
+	for _, answer := range []string{`{"error":"invalid_grant"}`, `{"error":"invalid_client"}`} {
+		w := newWorld(t, 1, nil)
+		a := w.Authorizer(auth.Local, "r0")
+		w.signIn(auth.Local, "r0")
+		w.clock.Advance(57 * time.Minute)
+		arrived, release := make(chan struct{}), make(chan struct{})
+		w.p.set(func() {
+			w.p.token = func(rw http.ResponseWriter, r *http.Request) bool {
+				if r.PostFormValue("grant_type") != "refresh_token" {
+					return false
+				}
+				close(arrived)
+				<-release
+				return grab(http.StatusBadRequest, "application/json", answer)(rw, r)
+			}
+		})
+		w.token(auth.Local, "r0")
+		<-arrived
+		required := w.required(a.Challenge(t.Context(),
+			w.answer("r0", w.token(auth.Local, "r0"), http.StatusForbidden, `Bearer error="insufficient_scope", scope="write"`)))
+		if _, err := w.visit(required).finish(); err != nil {
+			t.Fatal(err)
+		}
+		fresh := w.token(auth.Local, "r0")
+		close(release)
+		eventually(t, "the end of the refresh", func() bool {
+			return logLines(w, "the authorization server ended the grant")+logLines(w, "refresh failed") == 1
+		})
+		w.Close() // the refresh has noted by then whatever it notes
+		w.Broker = w.broker(1, nil)
+		if s := w.Status(auth.Local, "r0"); w.token(auth.Local, "r0") != fresh || !s.SignedIn || !s.Refreshable || s.LastError != nil {
+			t.Errorf("%s: the new sign-in is gone: %+v", answer, s)
+		}
+	}
+}
+
 // An outage of the authorization server costs no sign-in.
 func TestOutageKeepsTheGrant(t *testing.T) {
 	down := grab(http.StatusServiceUnavailable, "text/plain", secretsCanary)

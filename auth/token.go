@@ -132,7 +132,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	log := b.log.With("remote", h.key.remote, "principal", h.key.principal)
 	lease, err := b.leaseToRefresh(ctx, h.key)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for the refresh of another process", Err: err})
+		return b.refreshFailed(log, h, nil, &endpoint.Error{What: "waiting for the refresh of another process", Err: err})
 	} else if err != nil {
 		return b.storeFailed(log, h, err)
 	}
@@ -144,7 +144,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	if errors.Is(err, errShut) {
 		return b.refreshShut(h, gate.opens())
 	} else if err != nil {
-		return b.refreshFailed(log, h, &endpoint.Error{What: "waiting for other refreshes", Err: err})
+		return b.refreshFailed(log, h, nil, &endpoint.Error{What: "waiting for other refreshes", Err: err})
 	}
 	var said verdict
 	defer func() { leave(said) }()
@@ -191,7 +191,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		} else {
 			b.refreshed(h.key.remote, RefreshFailed)
 		}
-		return b.refreshFailed(log.With("duration", took), h, err)
+		return b.refreshFailed(log.With("duration", took), h, g, err)
 	}
 	b.refreshed(h.key.remote, RefreshDone)
 	if h.remote.login && !answer.ID.IsEmpty() {
@@ -366,8 +366,10 @@ func (b *Broker) refreshShut(h *hold, until time.Time) error {
 	return failure
 }
 
-// refreshFailed decides what a failure means for the grant.
-func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
+// refreshFailed decides what a failure means for the grant whose refresh token
+// was sent; nil: none was. What was replaced meanwhile, as by a sign-in, takes
+// the failure with it.
+func (b *Broker) refreshFailed(log *slog.Logger, h *hold, sent *grant, err error) error {
 	e, _ := errors.AsType[*endpoint.Error](err)
 	if e != nil && e.Code == "invalid_grant" {
 		log.Info("the authorization server ended the grant", "error", err)
@@ -377,7 +379,9 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 			return workErr
 		}
 		defer done()
-		if err := b.endGrant(ctx, h); err != nil && !errors.Is(err, ErrConflict) {
+		if err := b.endGrant(ctx, h, sent); errors.Is(err, ErrConflict) {
+			return nil
+		} else if err != nil {
 			return internalError(h.key.remote, err)
 		}
 		b.noteTrouble(h.key, &Error{KindToken, h.key.remote, "its authorization server has ended the sign-in; sign in again", nil})
@@ -385,6 +389,11 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, err error) error {
 	}
 	var failure *Error
 	h.mu.Lock()
+	if sent != nil && !h.grant.sameTokens(sent) {
+		h.mu.Unlock()
+		log.Info("refresh failed, but the grant has changed meanwhile", "error", err)
+		return nil
+	}
 	h.failures++
 	if e != nil && e.Refused() {
 		h.final, h.badClient = true, e.Code == "invalid_client"

@@ -186,34 +186,71 @@ func (c *clients) makeRoom() bool {
 	var oldest *client
 	full := len(c.byID) >= c.limit
 	if full {
-		for _, cl := range c.byID {
-			if cl.active == 0 && (oldest == nil || cl.seen.Before(oldest.seen)) {
-				oldest = cl
-			}
-		}
+		oldest = c.takeOldestLocked()
 	}
 	c.mu.Unlock()
-	if !full {
-		return true
+	if oldest != nil {
+		c.displace(oldest)
 	}
-	if oldest == nil {
-		return false
+	return !full || oldest != nil
+}
+
+// trim ends those that are too many after a client has come for whom there was
+// room: others may have come at the same time. Where all are busy, it leaves itself.
+func (c *clients) trim(last string) {
+	for {
+		var over *client
+		c.mu.Lock()
+		if len(c.byID) > c.limit {
+			if over = c.takeOldestLocked(); over == nil {
+				over = c.byID[last]
+				delete(c.byID, last)
+			}
+		}
+		c.mu.Unlock()
+		if over == nil {
+			return
+		}
+		c.displace(over)
 	}
+}
+
+// takeOldestLocked takes out the client that has been silent the longest; nil
+// if none is.
+func (c *clients) takeOldestLocked() (oldest *client) {
+	for _, cl := range c.byID {
+		if cl.active == 0 && (oldest == nil || cl.seen.Before(oldest.seen)) {
+			oldest = cl
+		}
+	}
+	if oldest != nil {
+		delete(c.byID, oldest.id)
+	}
+	return oldest
+}
+
+// displace ends a client that was taken out for another's sake.
+func (c *clients) displace(cl *client) {
 	c.g.metrics.hit("sessions")
-	c.g.log.Warn("session ended to make room: gateway.limits.sessions is reached", "session", shortID(oldest.id))
-	c.end(oldest)
-	return true
+	c.g.log.Warn("session ended to make room: gateway.limits.sessions is reached", "session", shortID(cl.id))
+	c.dismiss(cl)
 }
 
 // end closes a client's session; an isolated one takes its grants with it.
 func (c *clients) end(cl *client) {
 	c.mu.Lock()
 	known := c.byID[cl.id] == cl
-	delete(c.byID, cl.id)
-	c.mu.Unlock()
-	if !known {
-		return
+	if known {
+		delete(c.byID, cl.id)
 	}
+	c.mu.Unlock()
+	if known {
+		c.dismiss(cl)
+	}
+}
+
+// dismiss lets go of all that a client has that was taken out.
+func (c *clients) dismiss(cl *client) {
 	cl.leave()
 	cl.session.Close()
 	cl.view.levels.forget(cl.session)

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -179,6 +181,42 @@ func TestIdleAndFull(t *testing.T) {
 		cl.active = 1
 	}
 	g.clients.mu.Unlock()
+}
+
+// TestManyAtOnce: clients that come at the same time do not get past the limit.
+func TestManyAtOnce(t *testing.T) {
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	for _, sessions := range []string{"isolated", "shared"} {
+		g := newInside(t, remote, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"sessions": "`+sessions+`", "limits": {"sessions": 3}}}`)
+		for range 3 {
+			var coming sync.WaitGroup
+			for range 20 {
+				coming.Go(func() {
+					req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, g.url+"/mcp", strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					req.Header.Set("Content-Type", "application/json")
+					req.Header.Set("Accept", "application/json, text/event-stream")
+					resp, err := http.DefaultClient.Do(req)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer resp.Body.Close()
+					if _, err := io.Copy(io.Discard, resp.Body); err != nil { // until it is served
+						t.Error(err)
+					}
+				})
+			}
+			coming.Wait()
+		}
+		if n, _ := g.left(); n != 3 {
+			t.Errorf("%s: %d sessions, where three may be", sessions, n)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // TestDrain: a call in flight finishes, a new session is refused.

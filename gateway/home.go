@@ -98,7 +98,10 @@ const (
 // saidBy is what the form did that led here.
 func (g *Gateway) saidBy(p auth.Principal, r *http.Request) string {
 	plain, _ := g.tickets.open(p, r.URL.Query().Get("said"))
-	said, _ := strings.CutPrefix(string(plain), sealedSaid)
+	said, ok := strings.CutPrefix(string(plain), sealedSaid)
+	if !ok {
+		return "" // sealed for something else, and none of the page's business
+	}
 	return said
 }
 

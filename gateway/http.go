@@ -316,6 +316,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
 		return
 	}
+	// The SDK has put the session's id there, if there is one now.
+	defer func() { g.clients.trim(w.Header().Get("Mcp-Session-Id")) }()
 	if g.cfg.Gateway.Sessions == "shared" {
 		g.serveView(w, r, g.legacy, auth.Local, method)
 		return
