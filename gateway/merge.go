@@ -110,7 +110,8 @@ func (g *Gateway) merged(catalogs []session.Catalog) *merged {
 	}
 	m := merge(catalogs, g.names, g.filters, g.log)
 	before.last = slices.Insert(before.last[:min(len(before.last), maxMerged-1)], 0, mergedOf{lists, m})
-	return m
+	own := *m // whoever gets it notes in it what it is current for
+	return &own
 }
 
 // generations is the key by which a merged list is known to be current.
