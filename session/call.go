@@ -26,6 +26,7 @@ type call struct {
 
 	mu   sync.Mutex // one message to the client at a time, nothing after the end
 	over bool
+	open int // requests to the client that it has not answered
 }
 
 // patience is the deadline of a call. It stands still while the client is being
@@ -79,15 +80,24 @@ func (l *link) end(c *call) {
 	c.asks.Wait()
 }
 
-// asking counts a request to the client; false if the call is over.
-func (c *call) asking() bool {
+// asking counts a request to the client until asked; begun is false if the
+// call is over, or has as many as it may.
+func (c *call) asking() (begun, over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over {
-		return false
+	if c.over || c.open >= maxRequests {
+		return false, c.over
 	}
+	c.open++
 	c.asks.Add(1)
-	return true
+	return true, false
+}
+
+func (c *call) asked() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	c.asks.Done()
 }
 
 // notify gives the client a message, unless its call is over.
@@ -209,15 +219,20 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 		refuse(codeUnknownMethod, "The client behind this call has not declared this capability")
 		return
 	}
-	if !c.asking() {
+	begun, over := c.asking()
+	switch {
+	case over:
+		return
+	case !begun:
+		refuse(codeInternal, "Too many requests at once in one call")
 		return
 	}
 	started := l.connection.session.spawn(func() {
-		defer c.asks.Done()
+		defer c.asked()
 		l.ask(c, id, method, params)
 	})
 	if !started {
-		c.asks.Done()
+		c.asked()
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -100,6 +101,13 @@ func runProgram(how string) {
 				return
 			}
 		}
+	case "pester":
+		mcp.AddTool(server, &mcp.Tool{Name: "pester"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
+			for i := range 10 * maxRequests {
+				fmt.Printf(`{"jsonrpc":"2.0","id":"p%d","method":"elicitation/create","params":{"message":"well?"}}`+"\n", i)
+			}
+			return say("done")
+		})
 	case "crash":
 		os.Exit(4)
 	}
@@ -274,6 +282,22 @@ func TestBadPrograms(t *testing.T) {
 		_, err := s.Call(t.Context(), "local", "tools/call", nil, nil)
 		failure(t, err, KindTimeout)
 	})
+}
+
+// TestProgramPesters: a remote asks the client of a call so much at once and no
+// more, however its requests come.
+func TestProgramPesters(t *testing.T) {
+	s := open(t, program(t, "pester"))
+	var asked atomic.Int64
+	got := callText(t, s, "pester", &Caller{Client: t, Capabilities: json.RawMessage(`{"elicitation":{}}`),
+		Ask: func(ctx context.Context, _ string, _ json.RawMessage) (json.RawMessage, error) {
+			asked.Add(1)
+			<-ctx.Done() // who is asked takes their time
+			return nil, ctx.Err()
+		}})
+	if n := asked.Load(); got != "done" || n != maxRequests {
+		t.Errorf("%q, the client was asked %d things at once, want %d", got, n, maxRequests)
+	}
 }
 
 // TestLegacySSE: a server of the deprecated transport, the SDK's own.

@@ -23,7 +23,7 @@ const (
 	maxMessage  = 16 << 20 // of one message of a remote
 	maxDrain    = 64 << 10 // of what is left of an answer when the rest of it does not matter
 	drainWait   = 20 * time.Millisecond
-	maxRequests = 64 // of a remote, on the stream of one call
+	maxRequests = 64 // of a remote: on the stream of one call, and to its client at once
 )
 
 const (
