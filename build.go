@@ -162,6 +162,10 @@ var inherited = []string{
 	"SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE", "WINDIR",
 }
 
+// shortestSecret: what is shorter in a command's "env" is a word like "true",
+// which its stderr may well say.
+const shortestSecret = 8
+
 // localCommand is how a remote that is a local program is started.
 func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command {
 	c := &session.Command{Path: server.Command, Args: server.Args}
@@ -176,6 +180,9 @@ func localCommand(cfg *gateway.Config, server *gateway.Server) *session.Command 
 	}
 	for name, value := range server.Env {
 		c.Env = append(c.Env, name+"="+value.Value())
+		if len(value.Value()) >= shortestSecret {
+			c.Secrets = append(c.Secrets, value.Value())
+		}
 	}
 	return c
 }

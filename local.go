@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -85,6 +86,12 @@ func openStore(ctx context.Context, cfg *gateway.Config, fallback string, log *s
 			return nil, usageError{fmt.Errorf("there is no place for the store: %w; set gateway.store.path", err)}
 		}
 		c.Dir = dir
+	}
+	if s.Keyring {
+		_, err := os.Stat(c.Dir)
+		if c.Keys, err = auth.KeyringKeys(ctx, "store "+c.Dir, errors.Is(err, fs.ErrNotExist)); err != nil {
+			return nil, usageError{fmt.Errorf("gateway.store.keyring: %w", err)}
+		}
 	}
 	store, err := auth.OpenFile(c)
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth/authtest"
+	"gatehouse/auth/secret"
+	"gatehouse/gateway"
 )
 
 // onPort is a config whose pages are on a port of the test's own.
@@ -294,5 +296,14 @@ func TestStdioGoesOn(t *testing.T) {
 	}
 	if got := exchange(`{"jsonrpc":"2.0","id":2,"method":"ping"}`); !strings.Contains(got, `"id":2`) {
 		t.Errorf("ping: %s", got)
+	}
+}
+
+// TestCommandSecrets: what the config gives a program in its environment is kept
+// out of the log, words like "true" aside.
+func TestCommandSecrets(t *testing.T) {
+	c := localCommand(&gateway.Config{}, &gateway.Server{Command: "x", Env: map[string]secret.Text{"TOKEN": secret.New("0123456789"), "DEBUG": secret.New("true")}})
+	if !slices.Equal(c.Secrets, []string{"0123456789"}) || !slices.Contains(c.Env, "TOKEN=0123456789") || !slices.Contains(c.Env, "DEBUG=true") {
+		t.Errorf("got %q", c.Secrets)
 	}
 }

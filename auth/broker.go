@@ -228,7 +228,28 @@ func New(c Config) (*Broker, error) {
 		b.workload = &workload{file: c.Login.IDTokenFile}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
+	if watcher, ok := c.Store.(Watcher); ok {
+		b.wg.Go(func() { watcher.Watch(b.ctx, b.changedElsewhere) })
+	}
 	return b, nil
+}
+
+// changedElsewhere has a grant read again before it is used: another process may
+// have refreshed it, or its user has signed out.
+func (b *Broker) changedElsewhere(bucket, name string) {
+	if bucket != bucketGrants {
+		return
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, h := range b.holds {
+		if h.name == name {
+			h.mu.Lock()
+			h.seenAt = time.Time{}
+			h.mu.Unlock()
+			return
+		}
+	}
 }
 
 // Close ends the work that is under way and waits for it. A second call does

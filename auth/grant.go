@@ -203,6 +203,7 @@ type hold struct {
 	version uint64
 	token   *oauth2.Token // what Token hands out copies of
 	dead    bool          // signed out or ended: the store has no such grant
+	name    string        // of its record in a store that tells of changes
 	seenAt  time.Time     // when a shared store was last looked at
 	unsaved bool          // the store could not take the grant
 
@@ -330,7 +331,7 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	b.mu.Lock()
 	h := b.holds[k]
 	if h == nil {
-		h = &hold{key: k, remote: r}
+		h = &hold{key: k, name: hash(bucketGrants, k.store()), remote: r}
 		b.holds[k] = h
 	}
 	b.mu.Unlock()

@@ -35,6 +35,7 @@ const (
 	childEpoch   = "GATEHOUSE_TEST_EPOCH"   // of its clock: unix nanoseconds
 	childRedis   = "GATEHOUSE_TEST_REDIS"   // the URL of a Redis store, instead of the directory
 	childKeys    = "GATEHOUSE_TEST_KEYS"    // of it
+	childStop    = "GATEHOUSE_TEST_STOP"    // a file: it ends when that is there
 	childPatient = "GATEHOUSE_TEST_PATIENT" // calls may fail meanwhile
 )
 
@@ -372,7 +373,15 @@ func childBroker(remotes int, pace time.Duration) (b *auth.Broker, end func(), e
 	}, nil
 }
 
-const rotated = 20 // grants that all children use
+// rotated are the grants that all children use, and rotations how often at
+// least these are refreshed; 0: as often as it goes in a few seconds. The full
+// size takes minutes: GATEHOUSE_ROTATIONS=10000, as .ci/run has it.
+var rotated, rotations = func() (int, int) {
+	if n, err := strconv.Atoi(os.Getenv("GATEHOUSE_ROTATIONS")); err == nil {
+		return 200, n
+	}
+	return 20, 0
+}()
 
 func childRotates() error {
 	b, end, err := childBroker(rotated, haste)
@@ -380,12 +389,19 @@ func childRotates() error {
 		return err
 	}
 	defer end()
-	stop := time.Now().Add(3 * time.Second)
+	begun := time.Now()
+	stopped := func() bool {
+		if file := os.Getenv(childStop); file != "" {
+			_, err := os.Stat(file)
+			return err == nil
+		}
+		return time.Since(begun) > 3*time.Second
+	}
 	errs := make([]error, 4)
 	var wg sync.WaitGroup
 	for worker := range errs {
 		wg.Go(func() {
-			for i := worker; time.Now().Before(stop); i++ {
+			for i := worker; !stopped(); i++ {
 				remote := fmt.Sprintf("r%d", i%rotated)
 				// None without an error: it lived for a quarter of a second, and the machine
 				// was busy for longer. The grant must be good all the same, which is
@@ -455,6 +471,9 @@ func (w *world) refreshOnce(env map[string]string, meanwhile func()) {
 		w.signIn(auth.Local, fmt.Sprintf("r%d", i))
 	}
 	env[childURL], env[childEpoch] = w.p.url(""), strconv.FormatInt(time.Now().UnixNano(), 10)
+	if rotations > 0 {
+		env[childStop] = filepath.Join(t.TempDir(), "stop")
+	}
 	var wg sync.WaitGroup
 	for range processes {
 		cmd := spawn(t, "rotate", env)
@@ -465,6 +484,14 @@ func (w *world) refreshOnce(env map[string]string, meanwhile func()) {
 		})
 	}
 	meanwhile()
+	if file := env[childStop]; file != "" {
+		for w.p.count(&w.p.refreshes) < rotations && !t.Failed() {
+			<-time.After(100 * time.Millisecond)
+		}
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
 	wg.Wait()
 	w.p.mu.Lock()
 	redeemed := slices.Sorted(maps.Values(w.p.redeemed))

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +42,7 @@ type RedisConfig struct {
 //	{<bucket>}:<name>   a record: a hash of its version and its sealed envelope
 //	{<bucket>}          the names of the bucket's records, by expiry
 //	{lease}:<name>      who has a lease
+//	changes             the channel on which changes are told
 //	{canary}            a sealed record that says whether a key is the right one
 //
 // The braces put all that one script touches into one slot of a cluster. What
@@ -183,6 +185,7 @@ func (r *Redis) begin(ctx context.Context) error {
 }
 
 func (r *Redis) record(bucket, name string) string { return r.prefix + "{" + bucket + "}:" + name }
+func (r *Redis) channel() string                   { return r.prefix + "changes" }
 func (r *Redis) index(bucket string) string        { return r.prefix + "{" + bucket + "}" }
 
 // ready returns a context for one operation.
@@ -258,7 +261,8 @@ func isUnwritable(say string) bool {
 // putScript swaps a record: KEYS the record and the index; ARGV the version
 // that is expected ("any": whatever is there), the next one, the envelope, its
 // time to live in ms ("" for ever), its score in the index, the time, the
-// bucket's limit, and the record's name. Sent twice, as after an answer that was
+// bucket's limit, the record's name, and the channel and the message that tell of
+// it. Sent twice, as after an answer that was
 // lost, it succeeds twice. It returns {"ok"}, {"conflict"},
 // {"full"}, or {"version", the one that the next has to be higher than}.
 var putScript = redis.NewScript(`
@@ -277,6 +281,7 @@ end
 redis.call('HSET', KEYS[1], 'n', ARGV[2], 'v', ARGV[3])
 if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 redis.call('ZADD', KEYS[2], ARGV[5], ARGV[8])
+redis.call('PUBLISH', ARGV[9], ARGV[10])
 return {'ok'}
 `)
 
@@ -311,7 +316,7 @@ func (r *Redis) Put(ctx context.Context, bucket, key string, value []byte, versi
 	for range redisRetries {
 		envelope := r.keys.seal(bucket, name, Record{Value: value, Version: next, Expires: expires})
 		answer, err := putScript.Run(ctx, r.client, []string{r.record(bucket, name), r.index(bucket)},
-			expected, strconv.FormatUint(next, 10), envelope, life, score, strconv.FormatInt(now.UnixMilli(), 10), limit, name).StringSlice()
+			expected, strconv.FormatUint(next, 10), envelope, life, score, strconv.FormatInt(now.UnixMilli(), 10), limit, name, r.channel(), bucket+":"+name).StringSlice()
 		if err != nil {
 			return 0, r.failed("writing", err)
 		}
@@ -333,13 +338,15 @@ func (r *Redis) Put(ctx context.Context, bucket, key string, value []byte, versi
 }
 
 // takeScript deletes a record and returns it: KEYS the record and the index;
-// ARGV how long its version is kept in ms, and its name.
+// ARGV how long its version is kept in ms, its name, and the channel and the
+// message that tell of it.
 var takeScript = redis.NewScript(`
 local envelope = redis.call('HGET', KEYS[1], 'v')
 if not envelope then return false end
 redis.call('HDEL', KEYS[1], 'v')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('PUBLISH', ARGV[3], ARGV[4])
 return envelope
 `)
 
@@ -368,13 +375,35 @@ func (r *Redis) take(ctx context.Context, bucket, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer cancel()
-	envelope, err := takeScript.Run(ctx, r.client, []string{r.record(bucket, name), r.index(bucket)}, tombstone.Milliseconds(), name).Text()
+	envelope, err := takeScript.Run(ctx, r.client, []string{r.record(bucket, name), r.index(bucket)}, tombstone.Milliseconds(), name, r.channel(), bucket+":"+name).Text()
 	if errors.Is(err, redis.Nil) {
 		return nil, ErrNotFound
 	} else if err != nil {
 		return nil, r.failed("deleting", err)
 	}
 	return []byte(envelope), nil
+}
+
+var _ Watcher = (*Redis)(nil)
+
+// Watch is [Watcher.Watch]. The client library connects again when it has to.
+func (r *Redis) Watch(ctx context.Context, changed func(bucket, name string)) {
+	subscription := r.client.Subscribe(ctx, r.channel())
+	defer subscription.Close()
+	messages := subscription.Channel()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, open := <-messages:
+			if !open {
+				return
+			}
+			if bucket, name, ok := strings.Cut(m.Payload, ":"); ok {
+				changed(bucket, name)
+			}
+		}
+	}
 }
 
 // redisLease is a lease: the key holds a word that only its owner knows.

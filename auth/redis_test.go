@@ -3,11 +3,14 @@ package auth
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -355,5 +358,59 @@ func TestRedisFenced(t *testing.T) {
 	}
 	if won != 1 {
 		t.Errorf("%d have won", won)
+	}
+}
+
+// TestRedisTLS: with a CA of the config's own the server is known; without it,
+// it is not talked to.
+func TestRedisTLS(t *testing.T) {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		startRedis(t) // says so
+	}
+	dir := t.TempDir()
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.StartTLS()
+	pair := certificate.TLS.Certificates[0]
+	certificate.Close()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{"cert.pem": ca, "key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	cmd := exec.Command("redis-server", "--port", "0", "--tls-port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "",
+		"--tls-cert-file", filepath.Join(dir, "cert.pem"), "--tls-key-file", filepath.Join(dir, "key.pem"),
+		"--tls-ca-cert-file", filepath.Join(dir, "cert.pem"), "--tls-auth-clients", "no")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	c := RedisConfig{URL: secret.New("rediss://127.0.0.1:" + port + "/0"), Prefix: "gatehouse:", Keys: redisKey, CA: ca, Log: slog.New(slog.DiscardHandler)}
+	r := openRedis(t, c) // waits until it is up
+	if _, err := r.Put(t.Context(), "b", "k", []byte("v"), 0, time.Time{}); err != nil {
+		t.Error(err)
+	}
+	c.CA = nil
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := OpenRedis(ctx, c); err == nil {
+		t.Error("a certificate of nobody's was taken")
+	}
+	c.CA = []byte("no certificate")
+	if _, err := OpenRedis(t.Context(), c); err == nil || !strings.Contains(err.Error(), "PEM") {
+		t.Errorf("a CA that is none: %v", err)
 	}
 }

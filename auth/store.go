@@ -43,6 +43,14 @@ type Store interface {
 	Close() error
 }
 
+// Watcher is a [Store] that tells what others change in it. What it says is a
+// hint: it may come late, twice or not at all, and whoever must know reads.
+type Watcher interface {
+	// Watch calls changed with the bucket of each record that is written or
+	// deleted, and the hash of bucket and key, until ctx is done.
+	Watch(ctx context.Context, changed func(bucket, name string))
+}
+
 // Lease is the right to do something alone. It ends with Release, with its
 // process, and in some stores by itself after a while; so look right before
 // the step that must not be taken twice.

@@ -110,6 +110,7 @@ type Store struct {
 	CA      string      // a file that adds to the system's roots for Redis
 	KeyFile string      // empty: for the file store a key file in the directory
 	KeyEnv  string      // the environment variable that holds the keys, instead of a file
+	Keyring bool        // the keys are in the operating system's keychain
 }
 
 // OAuth is about signing in to remotes.
@@ -208,7 +209,7 @@ type storeFile struct {
 	URL     string `json:"url"`
 	Prefix  string `json:"prefix"`
 	CA      string `json:"ca"`
-	Keyring bool   `json:"keyring" later:"true"`
+	Keyring bool   `json:"keyring"`
 }
 
 const notYet = "not supported yet"
@@ -652,7 +653,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		Log:    Log{or(f.Log.Level, "info"), or(f.Log.Format, "auto")},
 		Store: Store{
 			Type: f.Store.Type, Path: f.Store.Path, URL: secret.New(f.Store.URL), Prefix: f.Store.Prefix, CA: f.Store.CA,
-			KeyFile: f.Store.KeyFile, KeyEnv: f.Store.KeyEnv,
+			KeyFile: f.Store.KeyFile, KeyEnv: f.Store.KeyEnv, Keyring: f.Store.Keyring,
 		},
 		Metrics: f.Metrics, Audit: f.Audit, TLS: f.TLS,
 		TrustedProxies: checkAddresses(r, at+".trustedProxies", f.TrustedProxies),
@@ -735,6 +736,10 @@ func checkStore(r *reader, at string, s *Store) {
 	}
 	keyed := s.KeyFile != "" || s.KeyEnv != ""
 	switch {
+	case s.Keyring && s.Type != "file":
+		r.problem(at+".keyring", `is for the store of one user: add "type": "file"`)
+	case s.Keyring && keyed:
+		r.problem(at+".keyring", `excludes "keyFile" and "keyEnv"`)
 	case s.Type == "redis" && s.Path != "":
 		r.problem(at+".path", `is of the file store: Redis is at its "url"`)
 	case s.Type == "redis" && s.URL.IsEmpty():

@@ -18,6 +18,7 @@ type caller struct {
 	modern       bool            // protocol 2026-07-28 or newer
 	client       any             // its session, to tell it from the principal's others; nil in the modern era
 	capabilities json.RawMessage // what it declares (MCP ClientCapabilities); nil: nothing
+	foreign      bool            // the request has a ticket of the gateway's kind that cannot be opened
 	request      func() [32]byte // tells the request that is being answered from others
 
 	notify func(method string, params json.RawMessage)                                               // sends it a notification, on the stream of this request; may be nil
@@ -29,7 +30,7 @@ type caller struct {
 func (c caller) behind() *session.Caller {
 	return &session.Caller{
 		Client: c.client, Modern: c.modern, Capabilities: c.capabilities,
-		Notify: c.notify, Later: c.later, Ask: c.ask,
+		Notify: c.notify, Later: c.afterwards(), Ask: c.ask,
 	}
 }
 
@@ -120,6 +121,9 @@ func (g *Gateway) pass(ctx context.Context, c caller, remote, method, name strin
 		return nil, refused
 	}
 	defer release()
+	if err := g.refuseForeign(ctx, c, remote); err != nil {
+		return nil, err
+	}
 	c.notify = c.relay(params)
 	if c.modern && c.request != nil && asksBack(c.capabilities) {
 		return g.callParkable(ctx, c, remote, method, name, params)

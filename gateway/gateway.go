@@ -56,6 +56,7 @@ type Gateway struct {
 	tickets  *tickets
 	parked   parkedCalls
 	sse      sseSessions
+	before   mergedBefore
 	clients  *clients
 	callback *windowLimit
 	legacy   *mcp.StreamableHTTPHandler

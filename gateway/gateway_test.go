@@ -3,9 +3,12 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -296,7 +299,10 @@ func TestDeleteEndsCalls(t *testing.T) {
 	client := authtest.Legacy(t, g.url+"/mcp")
 	answered := make(chan error, 1)
 	go func() {
-		_, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		result, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_echo"})
+		if err == nil && result.IsError {
+			err = errors.New(authtest.Text(result)) // the session was gone before the call knew
+		}
 		answered <- err
 	}()
 	<-called
@@ -328,5 +334,39 @@ func TestPanicCostsOneCall(t *testing.T) {
 	handler := g.recoverPanics(func(context.Context, string, mcp.Request) (mcp.Result, error) { panic("boom") })
 	if _, err := handler(t.Context(), "tools/call", nil); err == nil || strings.Contains(err.Error(), "boom") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestIdleSession: what a client that has called once and is silent now costs in
+// live memory, its own and the remote's side in this process included. What its
+// remotes list it shares with all who see the same.
+func TestIdleSession(t *testing.T) {
+	var tools []string
+	for i := range 200 {
+		tools = append(tools, fmt.Sprintf(`{"name":"tool-%d","description":%q,"inputSchema":{"type":"object"}}`, i, strings.Repeat("x", 500)))
+	}
+	remote := newPlainRemote(t, `{"tools":{}}`, map[string]string{"tools/list": `{"tools":[` + strings.Join(tools, ",") + `]}`, "tools/call": `{"content":[]}`})
+	g := newFront(t, servers("r", remote.URL))
+	sessions := func(n int) {
+		for range n {
+			c := newPlainClient(t, g.url, `{"roots":{},"elicitation":{}}`, false)
+			c.call("tools/call", `"name":"r_tool-1","arguments":{}`)
+		}
+	}
+	live := func() int {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc + m.StackInuse)
+	}
+	sessions(50)
+	before := live()
+	sessions(500)
+	each := (live() - before) / 500
+	t.Logf("%d bytes for each", each)
+	// The list alone has 120 KB. The race detector makes all of it larger.
+	if each > 60_000 {
+		t.Errorf("%d bytes for each", each)
 	}
 }

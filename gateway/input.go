@@ -10,10 +10,12 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -53,6 +55,7 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		if was, parked, params, err = g.resume(c, method, params); err != nil {
 			return nil, err
 		}
+		c.foreign = was.Foreign
 	}
 	request := func() [32]byte { return digest(method, params) }
 	c.request = request
@@ -77,7 +80,7 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		}
 	}
 	if refusal, ok := errors.AsType[*session.ResponseError](err); ok && refusal.Code == codeURLElicitation && c.modern {
-		return g.elicitURLs(c, refusal, &ticket{Round: was.Round + 1, Request: request()})
+		return g.elicitURLs(c, method, refusal, &ticket{Round: was.Round + 1, Request: request()})
 	}
 	if err != nil && method == "tools/call" {
 		return renderCall(err, g.now())
@@ -108,6 +111,7 @@ type ticket struct {
 	Request [32]byte  `json:"request"`
 	Expires time.Time `json:"expires"`
 	Refused bool      `json:"-"` // the user said no
+	Foreign bool      `json:"-"` // it cannot be opened: another process's, or one for another principal
 }
 
 // digest tells a request from others: the ticket of one is none for another.
@@ -135,12 +139,12 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	state, _ := rawjson.String(got[0])
 	plain, ours := g.tickets.open(c.view.principal, state)
 	if !ours {
+		none.Foreign = strings.HasPrefix(state, ticketPrefix)
 		return none, nil, params, nil
 	}
-	stale := &invalidParams{"this requestState belongs to another request or has run out: send the request again without it"}
 	t := &ticket{}
 	if json.Unmarshal(plain, t) != nil || t.Request != digest(method, params) || g.now().After(t.Expires) {
-		return nil, nil, nil, stale
+		return nil, nil, nil, errStale
 	}
 	if params, err = rawjson.Delete(params, func(key string) bool { return key == "requestState" || key == "inputResponses" }); err != nil {
 		return nil, nil, nil, &invalidParams{"the params of " + method + " cannot be read"}
@@ -151,10 +155,30 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	}
 	parked := g.parked.take(c.view.principal, t.Parked)
 	if parked == nil {
-		return nil, nil, nil, stale
+		return nil, nil, nil, errStale
 	}
 	parked.answer(got[1])
 	return t, parked, params, nil
+}
+
+var errStale = &invalidParams{"this requestState belongs to another request or has run out: send the request again without it"}
+
+// refuseForeign refuses a request with a ticket that cannot be opened, where it
+// cannot be the remote's own: one of the legacy era has none. The ticket's call
+// may be waiting for its client elsewhere, and must not be made twice.
+func (g *Gateway) refuseForeign(ctx context.Context, c caller, remote string) error {
+	if !c.foreign {
+		return nil
+	}
+	if c.view.session.Status(remote).Protocol == "" {
+		if err := g.connectFirst(ctx, c.view, remote); err != nil {
+			return err
+		}
+	}
+	if c.view.session.Status(remote).Protocol < modernVersion {
+		return errStale
+	}
+	return nil // a gateway like this one, perhaps
 }
 
 // refused reports whether the user did not want to visit a link.
@@ -257,13 +281,17 @@ func (g *Gateway) requireURL(c caller, required *auth.RequiredError) error {
 
 // elicitURLs gives a modern client what a legacy remote wants to be visited.
 // "Servers MUST NOT send" the error itself in the modern era.
-func (g *Gateway) elicitURLs(c caller, refusal *session.ResponseError, t *ticket) (json.RawMessage, error) {
+func (g *Gateway) elicitURLs(c caller, method string, refusal *session.ResponseError, t *ticket) (json.RawMessage, error) {
 	var data struct {
 		Elicitations []urlElicitation `json:"elicitations"`
 	}
 	if json.Unmarshal(refusal.Data, &data) != nil || len(data.Elicitations) == 0 || t.Round > inputRounds ||
 		!session.Declares(c.capabilities, "elicitation/create", urlMode) {
-		return toolError("The remote wants a page to be visited first, which your client cannot show. Visit it by other means, or use another client.")
+		const say = "The remote wants a page to be visited first, which your client cannot show. Visit it by other means, or use another client."
+		if method == "tools/call" {
+			return toolError(say)
+		}
+		return nil, &session.ResponseError{Code: jsonrpc.CodeInternalError, Message: say}
 	}
 	requests := map[string]inputRequest{}
 	for i, e := range data.Elicitations {

@@ -188,6 +188,46 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// TestPageToVisit: a legacy remote that wants a page visited gets that from a
+// client that can; what the others get is of the kind that they have asked for.
+func TestPageToVisit(t *testing.T) {
+	const refusal = `!{"code":-32042,"message":"visit","data":{"elicitations":[{"mode":"url","elicitationId":"1","url":"https://example.com/","message":"visit"}]}}`
+	r := newPlainRemote(t, `{"tools":{},"prompts":{}}`, map[string]string{
+		"tools/list": `{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}`, "prompts/list": `{"prompts":[{"name":"p"}]}`,
+		"tools/call": refusal, "prompts/get": refusal,
+	})
+	g := newFront(t, strings.TrimSuffix(servers("r", r.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	for method, name := range map[string]string{"tools/call": "r_t", "prompts/get": "r_p"} {
+		for capabilities, want := range map[string]string{elicits: `"input_required"`, "{}": "a page to be visited"} {
+			c := newPlainClient(t, g.url, "{}", true)
+			c.bare = true
+			got := strings.Join(c.messages(method, fmt.Sprintf(`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":%s},"name":%q`, capabilities, name)), "")
+			if !strings.Contains(got, want) || want[0] == 'a' && strings.Contains(got, `"isError"`) != (method == "tools/call") {
+				t.Errorf("%s of a client with %s: %s", method, capabilities, got)
+			}
+		}
+	}
+}
+
+// TestParkedElsewhere: a call that waits in another process, or in this one
+// before it was started again, is not made a second time by its ticket.
+func TestParkedElsewhere(t *testing.T) {
+	config := strings.TrimSuffix(servers("r", asking(t, false)), "}") + `, "gateway": {"sessions": "shared"}}`
+	one, other := newFront(t, config), newFront(t, config)
+	first := modernCall(newPlainClient(t, one.url, "{}", true), elicits, "r_ask", "")
+	if first["resultType"] != "input_required" {
+		t.Fatalf("got %v", first)
+	}
+	c := newPlainClient(t, other.url, "{}", true)
+	got := fmt.Sprint(modernCall(c, elicits, "r_ask", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, first["requestState"])))
+	if !strings.Contains(got, "belongs to another request") {
+		t.Errorf("got %s", got)
+	}
+	if n := len(other.parked.byID); n != 0 {
+		t.Errorf("%d calls are parked there", n)
+	}
+}
+
 // signInClient is a client that opens elicited URLs in a browser of its own.
 func signInClient(t *testing.T, url, version string, action func(url string) string, done func()) *mcp.ClientSession {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"gatehouse/session"
 	"gatehouse/session/rawjson"
@@ -70,6 +71,46 @@ func (l *entries) seal() {
 		l.list = append(l.list, e.def...)
 	}
 	l.list = append(l.list, ']')
+}
+
+// mergedBefore is what was merged lately, and of which lists.
+type mergedBefore struct {
+	mu   sync.Mutex // guards last
+	last []mergedOf // the newest first
+}
+
+type mergedOf struct {
+	lists [][]session.Definition
+	m     *merged
+}
+
+// maxMerged bounds what is remembered: before and after the sign-ins that most
+// principals have is not many.
+const maxMerged = 8
+
+// merged is merge, but for principals whose remotes list the same, which the
+// session room holds once, what it makes is held once, too.
+func (g *Gateway) merged(catalogs []session.Catalog) *merged {
+	lists := make([][]session.Definition, 0, 4*len(catalogs))
+	for _, c := range catalogs {
+		lists = append(lists, c.Tools, c.Prompts, c.Resources, c.Templates)
+	}
+	same := func(a, b []session.Definition) bool {
+		return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+	}
+	before := &g.before
+	before.mu.Lock()
+	defer before.mu.Unlock()
+	for _, known := range before.last {
+		if slices.EqualFunc(known.lists, lists, same) {
+			m := *known.m
+			m.key = generations(catalogs)
+			return &m
+		}
+	}
+	m := merge(catalogs, g.names, g.filters, g.log)
+	before.last = slices.Insert(before.last[:min(len(before.last), maxMerged-1)], 0, mergedOf{lists, m})
+	return m
 }
 
 // generations is the key by which a merged list is known to be current.

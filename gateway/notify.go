@@ -38,6 +38,27 @@ func (c caller) relay(params json.RawMessage) func(string, json.RawMessage) {
 	}
 }
 
+// afterwards returns what passes on what a remote says when none of the client's
+// requests is in flight there. What else a remote could say then is about
+// requests to the client, which are the gateway's, and perhaps for another remote.
+func (c caller) afterwards() func(string, json.RawMessage) {
+	if c.later == nil {
+		return nil
+	}
+	return func(method string, params json.RawMessage) {
+		switch method {
+		case "notifications/elicitation/complete":
+		case "notifications/message":
+			if from := c.logLevel(nil); params == nil || from > 0 && severity(params) < from {
+				return
+			}
+		default:
+			return
+		}
+		c.later(method, params)
+	}
+}
+
 // levelNone: no log messages at all.
 const levelNone = -1
 

@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -117,5 +119,27 @@ func TestLevelsAreForgotten(t *testing.T) {
 			t.Errorf("%d levels are left", n)
 		}
 		v.levels.mu.Unlock()
+	}
+}
+
+// TestAfterwards: after its calls a client hears of a remote what it wants to
+// hear, and nothing that is about the gateway's own requests to it.
+func TestAfterwards(t *testing.T) {
+	var heard []string
+	v := &view{}
+	v.levels.want("client", 4)
+	c := caller{view: v, client: "client", later: func(method string, params json.RawMessage) { heard = append(heard, method+string(params)) }}
+	say := c.behind().Later
+	say("notifications/cancelled", json.RawMessage(`{"requestId":"gatehouse-1"}`))
+	say("notifications/progress", json.RawMessage(`{"progressToken":1,"progress":1}`))
+	say("notifications/message", json.RawMessage(`{"level":"info","data":1}`))
+	say("notifications/message", json.RawMessage(`{"level":"error","data":2}`))
+	say("notifications/elicitation/complete", json.RawMessage(`{"elicitationId":"x"}`))
+	want := []string{`notifications/message{"level":"error","data":2}`, `notifications/elicitation/complete{"elicitationId":"x"}`}
+	if !slices.Equal(heard, want) {
+		t.Errorf("got %q", heard)
+	}
+	if (caller{view: v}).behind().Later != nil {
+		t.Error("who cannot hear anything is told")
 	}
 }

@@ -134,6 +134,8 @@ func (g *Gateway) askShort(ctx context.Context, cl *client, out *shortAnswer, me
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("reading the client's answer to %s: %w", method, err)
+		case got[0] == nil && got[1] == nil:
+			return nil, fmt.Errorf("reading the client's answer to %s: neither a result nor an error", method)
 		case got[1] == nil:
 			return got[0], nil
 		}

@@ -174,6 +174,7 @@ func TestBothWaysLegacy(t *testing.T) {
 	for _, tt := range []struct{ name, answer, want string }{
 		{"the client is asked", `"result":{"action":"accept","content":{}}`, `"text":"accept"`},
 		{"the client refuses", `"error":{"code":-1,"message":"not now"}`, `not now`},
+		{"the client answers nothing", `"x":1`, `The client did not answer`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			resp := sendShort(t, g.url+"/mcp", header, call(`{"name":"r_ask"}`))

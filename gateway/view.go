@@ -127,7 +127,7 @@ func (v *view) latest() *merged {
 	m := v.current.Load()
 	switch {
 	case m == nil || !slices.Equal(m.key, generations(catalogs)):
-		m = merge(catalogs, v.g.names, v.g.filters, v.g.log)
+		m = v.g.merged(catalogs)
 	case m.changes == changes:
 		return m
 	default:

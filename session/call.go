@@ -24,9 +24,9 @@ type call struct {
 	patient *patience
 	asks    sync.WaitGroup
 
-	mu   sync.Mutex // one message to the client at a time, nothing after the end
-	over bool
-	open int // requests to the client that it has not answered
+	mu    sync.Mutex // one message to the client at a time, nothing after the end
+	over  bool
+	asked int // how often the client has been asked
 }
 
 // patience is the deadline of a call. It stands still while the client is being
@@ -80,24 +80,17 @@ func (l *link) end(c *call) {
 	c.asks.Wait()
 }
 
-// asking counts a request to the client until asked; begun is false if the
-// call is over, or has as many as it may.
-func (c *call) asking() (begun, over bool) {
+// asking counts a request to the client; not ok if the call is over, or its
+// remote has asked too often.
+func (c *call) asking() (ok, tooOften bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over || c.open >= maxRequests {
-		return false, c.over
+	if c.over || c.asked >= maxRequests {
+		return false, !c.over
 	}
-	c.open++
+	c.asked++
 	c.asks.Add(1)
 	return true, false
-}
-
-func (c *call) asked() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open--
-	c.asks.Done()
 }
 
 // notify gives the client a message, unless its call is over.
@@ -219,20 +212,18 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 		refuse(codeUnknownMethod, "The client behind this call has not declared this capability")
 		return
 	}
-	begun, over := c.asking()
-	switch {
-	case over:
+	if ok, tooOften := c.asking(); tooOften {
+		refuse(codeInternal, "The client has been asked too often in this call")
 		return
-	case !begun:
-		refuse(codeInternal, "Too many requests at once in one call")
+	} else if !ok {
 		return
 	}
 	started := l.connection.session.spawn(func() {
-		defer c.asked()
+		defer c.asks.Done()
 		l.ask(c, id, method, params)
 	})
 	if !started {
-		c.asked()
+		c.asks.Done()
 	}
 }
 

@@ -131,7 +131,7 @@ func (c *connection) readLists(ctx context.Context, l *link, loud bool) (*lists,
 		definitions, err := c.readList(ctx, l, k, loud, read.headers, &read.hints[i])
 		switch {
 		case err == nil:
-			read.of[i] = definitions
+			read.of[i] = c.remote.shared(i, definitions)
 		case i == 0:
 			return nil, err
 		case isListsOwn(err):
@@ -175,6 +175,16 @@ func isListsOwn(err error) bool {
 		return true
 	}
 	return false
+}
+
+// shared returns the definitions as another principal has listed them, where
+// they are the same: most see the same, and it is held once for all of them.
+func (r *remote) shared(kind int, definitions []Definition) []Definition {
+	if held := r.lists[kind].Load(); held != nil && sameDefinitions(*held, definitions) {
+		return *held
+	}
+	r.lists[kind].Store(&definitions)
+	return definitions
 }
 
 // readList reads all pages of one list.

@@ -17,13 +17,14 @@ import (
 )
 
 const (
-	dialTimeout      = 15 * time.Second // of initialize, and again of initialized
-	challengeTimeout = 30 * time.Second // of finding out how to sign in
-	pageTimeout      = 15 * time.Second // of one page of a list
-	listTimeout      = 60 * time.Second // after which no further page is asked for
-	asideTimeout     = 5 * time.Second  // of a message that nobody waits for
-	goodbyeTimeout   = 2 * time.Second  // of the DELETE that ends an MCP session
-	maxAside         = 8                // messages nobody waits for, at once
+	dialTimeout      = 15 * time.Second       // of initialize, and again of initialized
+	challengeTimeout = 30 * time.Second       // of finding out how to sign in
+	pageTimeout      = 15 * time.Second       // of one page of a list
+	listTimeout      = 60 * time.Second       // after which no further page is asked for
+	asideTimeout     = 5 * time.Second        // of a message that nobody waits for
+	goodbyeTimeout   = 2 * time.Second        // of the DELETE that ends an MCP session
+	listFloor        = 100 * time.Millisecond // between two listings that nobody waits for
+	maxAside         = 8                      // messages nobody waits for, at once
 	maxSessionID     = 4096
 )
 
@@ -74,6 +75,7 @@ type attempt struct {
 	seq   int // of a listing
 	epoch int
 	loud  bool // may start a sign-in
+	told  bool // a listing because of a change; guarded by the connection's mu
 	done  chan struct{}
 	link  *link // like err, set before done is closed
 	err   error
@@ -501,6 +503,7 @@ func (c *connection) startListLocked(l *link, loud bool) *attempt {
 
 // list reads the catalog anew.
 func (c *connection) list(a *attempt) {
+	c.spare(a)
 	said := c.said.Swap(false)
 	read, err := c.readLists(c.session.ctx, a.link, a.loud)
 	if errors.Is(err, errGone) {
@@ -531,7 +534,7 @@ func (c *connection) list(a *attempt) {
 		c.remember(c.catalog)
 	}
 	if c.relist && c.link == a.link {
-		c.startListLocked(a.link, false)
+		c.relistLocked()
 	}
 	if err == nil && c.link == a.link {
 		c.listenLocked(a.link)
@@ -554,6 +557,29 @@ func (c *connection) list(a *attempt) {
 	}
 }
 
+// spare waits until a moment has gone by since the last listing, if a change is
+// what the next one is for: a remote may speak of those as often as it likes.
+func (c *connection) spare(a *attempt) {
+	c.mu.Lock()
+	wait := time.Until(c.listedAt.Add(listFloor))
+	told := a.told
+	c.mu.Unlock()
+	if !told || wait <= 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.session.ctx.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.listing == a {
+		c.relist = false // nothing has been read yet
+	}
+}
+
 // isLost reports whether a failure means that the link is of no use any more.
 func isLost(err error) bool {
 	failure, ok := errors.AsType[*Failure](err)
@@ -568,7 +594,13 @@ func (c *connection) changed() {
 	case c.listing != nil:
 		c.relist = true
 	case c.link != nil:
-		c.startListLocked(c.link, false)
+		c.relistLocked()
+	}
+}
+
+func (c *connection) relistLocked() {
+	if a := c.startListLocked(c.link, false); a != nil {
+		a.told = true
 	}
 }
 

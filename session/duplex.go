@@ -3,7 +3,6 @@ package session
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"sync"
 )
@@ -113,17 +112,17 @@ func (d *duplex) notSent(ctx context.Context, err error) error {
 	if ended := d.remote.ended(ctx); ended != nil {
 		return ended
 	}
-	if _, ok := errors.AsType[*unauthorized](err); ok {
-		return err
-	}
-	if failure, ok := errors.AsType[*Failure](err); ok {
-		return failure
+	if d.remote.Command == nil {
+		return err // a wire's, and as such complete
 	}
 	return d.remote.unsent(err)
 }
 
 // unsent: the remote was gone before the request could reach it.
 func (r *remote) unsent(err error) *Failure {
+	if r.Command == nil {
+		return r.fail(KindUnreachable, err, "has ended the event stream. It is opened again with the next call.")
+	}
 	return r.fail(KindUnreachable, err, "is not running any more. It is started again.")
 }
 

@@ -476,3 +476,110 @@ func TestResume(t *testing.T) {
 		t.Errorf("%d calls were sent", n)
 	}
 }
+
+// TestEraIsNotForgotten: that a remote of both eras has no time for the legacy
+// one does not mean that it does not speak that.
+func TestEraIsNotForgotten(t *testing.T) {
+	f := asks(t)
+	f.result("server/discover", discovered)
+	f.result("prompts/list", `{"prompts":[]}`)
+	f.result("resources/list", `{"resources":[]}`)
+	f.result("resources/templates/list", `{"resourceTemplates":[]}`)
+	f.mu.Lock()
+	initialize, call := f.on["initialize"], f.on["tools/call"]
+	f.mu.Unlock()
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, _ received) { w.WriteHeader(http.StatusServiceUnavailable) })
+	f.result("tools/call", `{"modern":true}`)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	from := &Caller{
+		Client: "c", Capabilities: json.RawMessage(`{"elicitation":{"form":{}}}`),
+		Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			return json.RawMessage(`{"action":"me"}`), nil
+		},
+	}
+	if got, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil || string(got) != `{"modern":true}` {
+		t.Errorf("got %s, %v", got, err)
+	}
+	f.handle("initialize", initialize)
+	f.handle("tools/call", call)
+	if got, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil || !strings.Contains(string(got), `me\"`) {
+		t.Errorf("got %s, %v", got, err)
+	}
+	if calls := f.requests("tools/call"); len(calls) != 2 || calls[1].Header.Get("Mcp-Session-Id") == "" {
+		t.Error("the legacy era was not used")
+	}
+}
+
+// TestAsksAreBounded: a remote asks a client so often in one call, however its
+// requests come, and no more.
+func TestAsksAreBounded(t *testing.T) {
+	const ask = "data: {\"jsonrpc\":\"2.0\",\"id\":%d,\"method\":\"elicitation/create\",\"params\":{}}\n\n"
+	var asked atomic.Int64
+	heard := make(chan struct{})
+	from := &Caller{
+		Client: "c", Capabilities: json.RawMessage(`{"elicitation":{}}`),
+		Notify: func(string, json.RawMessage) { close(heard) },
+		Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			asked.Add(1)
+			return json.RawMessage(`{"action":"cancel"}`), nil
+		},
+	}
+	t.Run("on the event stream", func(t *testing.T) {
+		f := newFake(t)
+		calling := make(chan json.RawMessage, 1)
+		f.handle("GET", func(w http.ResponseWriter, r *http.Request, _ received) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.(http.Flusher).Flush()
+			select {
+			case token := <-calling:
+				for i := range 3 * maxRequests {
+					fmt.Fprintf(w, ask, i)
+				}
+				fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{\"progressToken\":%s}}\n\n", token)
+				w.(http.Flusher).Flush()
+			case <-r.Context().Done():
+			}
+			<-r.Context().Done()
+		})
+		f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+			calling <- m.ID
+			<-heard
+			answer(w, m, `{}`)
+		})
+		s := open(t, newRemoteFor(t, "notes", f.URL))
+		settled(t, s)
+		if _, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(`{"_meta":{"progressToken":1}}`), from); err != nil {
+			t.Error(err)
+		}
+		if n := asked.Swap(0); n == 0 || n > maxRequests {
+			t.Errorf("asked %d times", n)
+		}
+	})
+	t.Run("by resuming", func(t *testing.T) {
+		f := newFake(t)
+		cut := func(w http.ResponseWriter, _ *http.Request, m received) {
+			last := m.Header.Get("Last-Event-Id")
+			if m.Method == "GET" && last == "" {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			w.Header().Set("Content-Type", "text/event-stream")
+			fmt.Fprintf(w, "retry: 1\nid: %s0\ndata:\n\n", last)
+			for i := range maxRequests / 2 {
+				fmt.Fprintf(w, ask, i)
+			}
+		}
+		f.handle("GET", cut)
+		f.handle("tools/call", cut)
+		r := newRemoteFor(t, "notes", f.URL)
+		r.Timeout = 3 * time.Second
+		s := open(t, r)
+		settled(t, s)
+		_, err := s.Call(t.Context(), "notes", "tools/call", nil, from)
+		failure(t, err, KindBadAnswer)
+		if n := asked.Load(); n == 0 || n > maxRequests {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}

@@ -264,8 +264,11 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	}
 	switch {
 	case c.remote.Command != nil:
-		// One program for each principal: two would get into each other's way.
-		main.heardBy(from.Later)
+		// One program for each principal: two would get into each other's way. Whom it
+		// means after all calls is known where there is one client only.
+		if c.session.owner != nil {
+			main.heardBy(from.Later)
+		}
 		return main, func() {}, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
@@ -297,11 +300,20 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	if main.modern && (s.err == nil || speaksOld(s.err)) {
 		// It has the modern era only, or the legacy one without sessions, in which
 		// nobody can be asked anything. Then the modern one has to do for all.
-		c.remote.eras.Store(int32(eraModern))
+		if !passing(s.err) {
+			c.remote.eras.Store(int32(eraModern))
+		}
 		c.closeSides(func(k sideKey) bool { return k == key })
 		return main, func() {}, nil
 	}
 	return nil, nil, s.err
+}
+
+// passing reports whether an error says nothing about what a remote speaks: it
+// may have had too much to do.
+func passing(err error) bool {
+	failure, ok := errors.AsType[*Failure](err)
+	return ok && (failure.Kind == KindTimeout || failure.Kind == KindCut || failure.Kind == KindStatus && !isFinal(failure.Status))
 }
 
 // heardBy sets who takes what the remote says after all calls.

@@ -226,16 +226,7 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		if time.Since(began) > steady {
 			pause.Reset()
 		}
-		var asked time.Duration
-		if failure != nil {
-			asked = min(failure.Retry, maxRetryAfter)
-		}
-		c.session.log.Debug("event stream ended", "remote", c.remote.Name, "error", err)
-		timer := time.NewTimer(max(pause.NextBackOff(), asked))
-		select {
-		case <-timer.C:
-		case <-l.ctx.Done():
-			timer.Stop()
+		if !l.rest(pause, err) {
 			return false
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ type Command struct {
 	Args []string // never read by a shell
 	Env  []string // "NAME=value": all that it gets
 	Dir  string   // where it runs; empty: where the gateway does
+
+	Secrets []string // values of Env that its stderr must not put into the log
 }
 
 const (
@@ -30,13 +33,13 @@ const (
 	maxNonsense   = 1000 // lines on stdout that are no messages, before the program is given up
 	stdinGrace    = 700 * time.Millisecond
 	killGrace     = 700 * time.Millisecond
+	outputGrace   = 700 * time.Millisecond // to read what is left when it has ended
 )
 
 // process is a running command.
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
-	said  [2]io.Closer  // its stdout and stderr, our ends
 	done  chan struct{} // closed when it has ended and all of its output is read
 
 	writing chan struct{} // holds one: who writes to stdin
@@ -66,17 +69,34 @@ func (c *connection) startProcess(d *duplex) (*process, error) {
 	}
 	log := c.session.log.With("remote", c.remote.Name, "pid", cmd.Process.Pid)
 	log.Info("command started")
-	p := &process{cmd: cmd, stdin: stdin, said: [2]io.Closer{stdout, stderr}, done: make(chan struct{}), writing: make(chan struct{}, 1)}
+	p := &process{cmd: cmd, stdin: stdin, done: make(chan struct{}), writing: make(chan struct{}, 1)}
 	// Not the session's goroutine: Close waits for those before it ends processes.
 	go p.watch(c, d, stdout, stderr, log)
 	return p, nil
 }
 
 // watch reads what the program says until it ends.
-func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log *slog.Logger) {
+func (p *process) watch(c *connection, d *duplex, stdout, stderr io.ReadCloser, log *slog.Logger) {
 	defer close(p.done)
+	var exit error
+	var exiting sync.WaitGroup
+	read := make(chan struct{})
+	exiting.Go(func() {
+		// Not cmd.Wait, which has to come after the end of the output: what the
+		// program has started may hold that open for ever.
+		exit = reap(p.cmd)
+		timer := time.NewTimer(outputGrace)
+		defer timer.Stop()
+		select {
+		case <-read:
+		case <-timer.C:
+			killGroup(p.cmd)
+		}
+		stdout.Close()
+		stderr.Close()
+	})
 	var errors sync.WaitGroup
-	errors.Go(func() { logLines(stderr, log) })
+	errors.Go(func() { logLines(stderr, c.remote.Command.Secrets, log) })
 	readErr := readLines(stdout, maxMessage, func(line []byte) error {
 		err := d.deliver(line)
 		if err != nil {
@@ -89,7 +109,10 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log 
 		killGroup(p.cmd)
 	}
 	errors.Wait()
-	err := p.cmd.Wait()
+	close(read)
+	exiting.Wait()
+	p.stdin.Close()
+	err := exit
 	if readErr != nil {
 		err = readErr
 	}
@@ -100,6 +123,15 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.Reader, log 
 	if l := d.stop(err); l != nil {
 		c.drop(l, c.remote.fail(KindUnreachable, err, "ended by itself (%v). It is started again.", err))
 	}
+}
+
+// reap waits for the end of the program itself, and says how it ended.
+func reap(cmd *exec.Cmd) error {
+	state, err := cmd.Process.Wait()
+	if err == nil && !state.Success() {
+		err = &exec.ExitError{ProcessState: state}
+	}
+	return err
 }
 
 var (
@@ -180,13 +212,6 @@ func (p *process) close(context.Context) {
 			return
 		}
 		killGroup(p.cmd)
-		if p.wait(killGrace) {
-			return
-		}
-		// What has left the group may hold the pipes for as long as it likes.
-		for _, pipe := range p.said {
-			pipe.Close()
-		}
 	})
 	<-p.done
 }
@@ -231,8 +256,16 @@ func readLines(r io.Reader, limit int, f func(line []byte) error) error {
 	}
 }
 
-// logLines writes what a program says on stderr to the log, within bounds.
-func logLines(r io.Reader, log *slog.Logger) {
+// logLines writes what a program says on stderr to the log, within bounds, and
+// without these secrets.
+func logLines(r io.Reader, secrets []string, log *slog.Logger) {
+	longest := 0
+	var replaced []string
+	for _, s := range slices.SortedFunc(slices.Values(secrets), func(a, b string) int { return len(b) - len(a) }) {
+		longest = max(longest, len(s))
+		replaced = append(replaced, s, "[REDACTED]")
+	}
+	redact := strings.NewReplacer(replaced...)
 	in := bufio.NewReaderSize(r, maxStderrLine)
 	since, logged, dropped := time.Now(), 0, 0
 	for {
@@ -240,12 +273,16 @@ func logLines(r io.Reader, log *slog.Logger) {
 		if err != nil {
 			return
 		}
+		line := string(chunk)
+		if more {
+			line = line[:max(0, len(line)-longest)] // half a secret is not recognized
+		}
 		text := strings.Map(func(c rune) rune {
 			if unicode.IsControl(c) {
 				return ' '
 			}
 			return c
-		}, string(chunk))
+		}, redact.Replace(line))
 		for more && err == nil {
 			_, more, err = in.ReadLine()
 		}

@@ -20,7 +20,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"golang.org/x/oauth2"
 
 	"gatehouse/auth"
 )
@@ -38,6 +40,16 @@ func program(t *testing.T, how string, env ...string) Remote {
 // runProgram is what the test binary does when it is started as a program.
 func runProgram(how string) {
 	server := mcp.NewServer(&mcp.Implementation{Name: "program", Version: "1"}, nil)
+	if how == "modern" {
+		server.AddReceivingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
+			return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+				if method == "initialize" {
+					return nil, &jsonrpc.Error{Code: codeUnsupportedVersion, Message: "unsupported protocol version"}
+				}
+				return next(ctx, method, req)
+			}
+		})
+	}
 	type nothing struct{}
 	say := func(s string) (*mcp.CallToolResult, any, error) {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}, nil, nil
@@ -71,6 +83,9 @@ func runProgram(how string) {
 	switch how {
 	case "noisy":
 		for i := range maxStderrRate + 100 {
+			if i == 30 {
+				fmt.Fprintf(os.Stderr, "my token is %s\n%s%s\n", os.Getenv("TOKEN"), strings.Repeat("y", maxStderrLine-len(os.Getenv("TOKEN"))/2), os.Getenv("TOKEN"))
+			}
 			fmt.Fprintf(os.Stderr, "line %d \x1b[31m\x00 %s\n", i, strings.Repeat("x", 3*maxStderrLine))
 		}
 		fmt.Println("Welcome!")
@@ -78,12 +93,11 @@ func runProgram(how string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		exec.Command("sleep", "1000").Start() // would keep the pipes open
-	case "stray":
-		stray := exec.Command("sleep", "20") // out of the group's reach, with our pipes
-		stray.Stdout, stray.Stderr, stray.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
-		if err := stray.Start(); err != nil {
-			os.Exit(5)
-		}
+	case "escape":
+		// It is in no group of ours, and keeps the pipes open.
+		child := exec.Command("sleep", "30")
+		child.Stdout, child.Stderr, child.SysProcAttr = os.Stdout, os.Stderr, &syscall.SysProcAttr{Setsid: true}
+		child.Start()
 	case "silent":
 		io.Copy(io.Discard, os.Stdin)
 		return
@@ -101,13 +115,6 @@ func runProgram(how string) {
 				return
 			}
 		}
-	case "pester":
-		mcp.AddTool(server, &mcp.Tool{Name: "pester"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
-			for i := range 10 * maxRequests {
-				fmt.Printf(`{"jsonrpc":"2.0","id":"p%d","method":"elicitation/create","params":{"message":"well?"}}`+"\n", i)
-			}
-			return say("done")
-		})
 	case "crash":
 		os.Exit(4)
 	}
@@ -141,7 +148,9 @@ func running(pid string) bool {
 // nothing else, and ends with the session.
 func TestProgram(t *testing.T) {
 	t.Setenv("GATEHOUSE_SECRET", canary)
-	p, written := newPool(t, program(t, "noisy", "MINE=yes"))
+	r := program(t, "noisy", "MINE=yes", "TOKEN="+canary)
+	r.Command.Secrets = []string{canary}
+	p, written := newPool(t, r)
 	s, err := p.OpenFor(auth.Local, json.RawMessage(`{"elicitation":{}}`))
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +159,7 @@ func TestProgram(t *testing.T) {
 	if len(catalogs[0].Tools) != 5 {
 		t.Fatalf("got %+v, %v", catalogs, s.Status("local"))
 	}
-	if got := callText(t, s, "env", nil); !strings.Contains(got, "MINE=yes") || strings.Contains(got, canary) {
+	if got := callText(t, s, "env", nil); !strings.Contains(got, "MINE=yes") || strings.Contains(got, "GATEHOUSE_SECRET") {
 		t.Errorf("its environment: %s", got)
 	}
 	var heard []string
@@ -178,8 +187,59 @@ func TestProgram(t *testing.T) {
 		t.Error("it outlived the session")
 	}
 	log := written.String()
+	if !strings.Contains(log, "my token is [REDACTED]") || strings.Contains(log, canary[:len(canary)/2]) {
+		t.Error("what it must not tell is in the log")
+	}
 	if strings.Contains(log, "\x1b") || strings.Contains(log, `line="line 150`) || !strings.Contains(log, `line="line 20 `) || strings.Contains(log, strings.Repeat("x", 2*maxStderrLine)) {
 		t.Error("stderr is not logged within its bounds")
+	}
+}
+
+// TestModernProgram: one that speaks 2026-07-28 alone, over its pipes: calls,
+// progress, and what it has to say when nobody asks.
+func TestModernProgram(t *testing.T) {
+	s := open(t, program(t, "modern"))
+	catalogs := settled(t, s)
+	if len(catalogs[0].Tools) != 5 || s.Status("local").Protocol != modernVersion {
+		t.Fatalf("got %+v, %+v", catalogs, s.Status("local"))
+	}
+	var heard []string
+	callText(t, s, "walk", &Caller{Modern: true, Notify: func(_ string, params json.RawMessage) { heard = append(heard, string(params)) }})
+	if len(heard) != 3 || !strings.Contains(heard[2], `"progressToken":"p"`) {
+		t.Errorf("heard %q", heard)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Call(ctx, "local", "tools/call", json.RawMessage(`{"name":"pid"}`), &Caller{Modern: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	callText(t, s, "pid", &Caller{Modern: true})
+}
+
+// TestProgramSpeaksLater: what a program says after all calls goes to the one
+// client of its principal; of several, to none.
+func TestProgramSpeaksLater(t *testing.T) {
+	for capabilities, want := range map[string]int{"": 0, "{}": 1} {
+		p, _ := newPool(t, program(t, "plain"))
+		var declared json.RawMessage
+		if capabilities != "" {
+			declared = json.RawMessage(capabilities)
+		}
+		s, err := p.OpenFor(auth.Local, declared)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard := 0
+		callText(t, s, "pid", &Caller{Client: "one", Later: func(string, json.RawMessage) { heard++ }})
+		l, release, err := s.byName["local"].linkFor(t.Context(), &Caller{Client: "two"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.heard(nil, "notifications/message", json.RawMessage(`{"level":"error","data":"the other client's"}`))
+		release()
+		if heard != want {
+			t.Errorf("%q: heard %d", capabilities, heard)
+		}
 	}
 }
 
@@ -230,23 +290,26 @@ func TestProgramEnds(t *testing.T) {
 	}
 }
 
-// TestProgramLeavesAStray: what a program has started and put out of reach, with
-// its pipes in hand, does not keep the gateway from ending.
-func TestProgramLeavesAStray(t *testing.T) {
-	p, _ := newPool(t, program(t, "stray", "PATH="+os.Getenv("PATH")))
+// TestProgramEscapes: what a program has started in a process group of its own,
+// with its output open, does not hold up the end of the session, nor hide that
+// the program has died.
+func TestProgramEscapes(t *testing.T) {
+	p, _ := newPool(t, program(t, "escape", "PATH="+os.Getenv("PATH")))
 	s, err := p.Open(auth.Local)
 	if err != nil {
 		t.Fatal(err)
 	}
 	settled(t, s)
-	pid := callText(t, s, "pid", nil)
 	began := time.Now()
+	_, err = s.Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"die","arguments":{}}`), nil)
+	failure(t, err, KindCut)
+	pid := callText(t, s, "pid", nil)
 	p.Close()
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("took %v", took)
-	}
 	if running(pid) {
 		t.Error("it is still there")
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("took %v", took)
 	}
 }
 
@@ -282,22 +345,6 @@ func TestBadPrograms(t *testing.T) {
 		_, err := s.Call(t.Context(), "local", "tools/call", nil, nil)
 		failure(t, err, KindTimeout)
 	})
-}
-
-// TestProgramPesters: a remote asks the client of a call so much at once and no
-// more, however its requests come.
-func TestProgramPesters(t *testing.T) {
-	s := open(t, program(t, "pester"))
-	var asked atomic.Int64
-	got := callText(t, s, "pester", &Caller{Client: t, Capabilities: json.RawMessage(`{"elicitation":{}}`),
-		Ask: func(ctx context.Context, _ string, _ json.RawMessage) (json.RawMessage, error) {
-			asked.Add(1)
-			<-ctx.Done() // who is asked takes their time
-			return nil, ctx.Err()
-		}})
-	if n := asked.Load(); got != "done" || n != maxRequests {
-		t.Errorf("%q, the client was asked %d things at once, want %d", got, n, maxRequests)
-	}
 }
 
 // TestLegacySSE: a server of the deprecated transport, the SDK's own.
@@ -344,6 +391,47 @@ func TestLegacySSE(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// moody is a door that has no token at times.
+type moody struct {
+	door
+	fails atomic.Bool
+}
+
+var errMood = errors.New("no token now")
+
+func (m *moody) Token(ctx context.Context) (*oauth2.Token, error) {
+	if m.fails.Load() {
+		return nil, errMood
+	}
+	return m.door.Token(ctx)
+}
+
+// TestLegacySSEWithoutToken: a token that cannot be had is not the remote's fault.
+func TestLegacySSEWithoutToken(t *testing.T) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "old", Version: "1"}, nil)
+	srv := httptest.NewServer(mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(srv.Close)
+	m := &moody{door: door{remote: "local"}}
+	r := newRemoteFor(t, "local", srv.URL)
+	r.SSE = true
+	r.Authorizer = func(auth.Principal) Authorizer { return m }
+	p, _ := newPool(t, r)
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	m.fails.Store(true)
+	if _, err := s.Call(t.Context(), "local", "ping", nil, nil); !errors.Is(err, errMood) || isLost(err) {
+		t.Errorf("got %v", err)
+	}
+	m.fails.Store(false)
+	if _, err := s.Call(t.Context(), "local", "ping", nil, nil); err != nil {
+		t.Error(err)
+	}
+	p.Close()
 }
 
 // TestHostileSSE: the POSTs, and the token in them, go to the same server only.

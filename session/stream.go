@@ -99,18 +99,27 @@ func (c *connection) listen(l *link) {
 		if opened && time.Since(began) > steady {
 			pause.Reset()
 		}
-		var asked time.Duration
-		if failure != nil {
-			asked = min(failure.Retry, maxRetryAfter)
-		}
-		c.session.log.Debug("event stream ended", "remote", c.remote.Name, "error", err)
-		timer := time.NewTimer(max(pause.NextBackOff(), asked))
-		select {
-		case <-timer.C:
-		case <-l.ctx.Done():
-			timer.Stop()
+		if !l.rest(pause, err) {
 			return
 		}
+	}
+}
+
+// rest waits before an event stream is opened again; false if the link has ended.
+func (l *link) rest(pause *backoff.ExponentialBackOff, why error) bool {
+	var asked time.Duration // by the remote
+	if failure, ok := errors.AsType[*Failure](why); ok {
+		asked = min(failure.Retry, maxRetryAfter)
+	}
+	c := l.connection
+	c.session.log.Debug("event stream ended", "remote", c.remote.Name, "error", why)
+	timer := time.NewTimer(max(pause.NextBackOff(), asked))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.ctx.Done():
+		return false
 	}
 }
 

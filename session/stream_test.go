@@ -301,3 +301,34 @@ func TestUpdates(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+// TestListChangedFlood: however often a remote says that its lists have changed,
+// they are read so often and no more, and once more after the last time.
+func TestListChangedFlood(t *testing.T) {
+	f := newFake(t)
+	f.declaring(`{"tools":{"listChanged":true}}`)
+	const changed = "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n\n"
+	flooded := make(chan struct{})
+	began := time.Now()
+	f.handle("GET", func(w http.ResponseWriter, r *http.Request, _ received) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for time.Since(began) < 500*time.Millisecond {
+			fmt.Fprint(w, changed)
+			w.(http.Flusher).Flush()
+		}
+		f.result("tools/list", listing("the", "last"))
+		fmt.Fprint(w, changed)
+		w.(http.Flusher).Flush()
+		close(flooded)
+		<-r.Context().Done()
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	news := watch(s)
+	<-flooded
+	for len(s.Catalogs(t.Context())[0].Tools) != 2 {
+		<-news
+	}
+	if n, most := len(f.requests("tools/list")), int(time.Since(began)/listFloor)+3; n > most {
+		t.Errorf("listed %d times, want no more than %d", n, most)
+	}
+}

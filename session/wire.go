@@ -23,7 +23,7 @@ const (
 	maxMessage  = 16 << 20 // of one message of a remote
 	maxDrain    = 64 << 10 // of what is left of an answer when the rest of it does not matter
 	drainWait   = 20 * time.Millisecond
-	maxRequests = 64 // of a remote: on the stream of one call, and to its client at once
+	maxRequests = 64 // of a remote, on the stream of one call
 )
 
 const (
@@ -39,7 +39,8 @@ type remote struct {
 	header   http.Header
 	client   *http.Client
 	recovery *recovery
-	eras     atomic.Int32 // what is known of them
+	eras     atomic.Int32                                  // what is known of them
+	lists    [len(lists{}.of)]atomic.Pointer[[]Definition] // as anybody has last listed them
 }
 
 // reserved reports whether a header is not the config's to set: what the
@@ -301,7 +302,8 @@ func (w *wire) answer(ctx context.Context, resp *http.Response, header http.Head
 			// the SSE stream."
 			drain(resp.Body)
 		}
-		if where.cut && where.lastID != "" {
+		// Protocol 2026-07-28 knows no resumption.
+		if where.cut && where.lastID != "" && header[headerMethod] == nil {
 			return w.resume(ctx, header, id, in, where, err)
 		}
 		return result, err
@@ -365,11 +367,13 @@ type place struct {
 	lastID string
 	retry  time.Duration
 	cut    bool // it ended before the response
+	asked  int  // requests of the remote's own so far
 }
 
 const (
 	maxResumes   = 5 // in a row that bring nothing new
 	firstRetry   = time.Second
+	leastRetry   = 100 * time.Millisecond
 	longestRetry = 30 * time.Second
 )
 
@@ -382,7 +386,7 @@ func (w *wire) resume(ctx context.Context, header http.Header, id int64, in inco
 		// "The client MUST respect the retry field".
 		pause := firstRetry
 		if where.retry > 0 {
-			pause = min(where.retry, longestRetry)
+			pause = min(max(where.retry, leastRetry), longestRetry)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -427,7 +431,6 @@ func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in inco
 		events.release()
 	}()
 	where.cut = false
-	requests := 0
 	for {
 		event, data, err := events.next()
 		if err != nil {
@@ -450,7 +453,7 @@ func (w *wire) readStream(ctx context.Context, body io.Reader, id int64, in inco
 			}
 			continue
 		}
-		if requests++; requests > maxRequests {
+		if where.asked++; where.asked > maxRequests {
 			return nil, w.remote.fail(KindBadAnswer, nil, "sent more than %d requests of its own instead of an answer.", maxRequests)
 		}
 		in.request(m.id, m.method, m.params)
