@@ -311,6 +311,34 @@ func TestConsentPage(t *testing.T) {
 	}
 }
 
+// TestForeignPagesCallback: what a foreign page loads from the callback's address
+// costs the sign-in nothing, neither its state nor its place under the limit.
+func TestForeignPagesCallback(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "")
+	mine := steal(t, w, link(t, authtest.Legacy(t, w.gw.url).Call("notes_echo", nil), "notes"))
+	for _, kind := range []string{"image", "script", "empty", "iframe"} {
+		for range 10 {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, mine.callback, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Sec-Fetch-Dest", kind)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusForbidden {
+				t.Errorf("%s: %s", kind, resp.Status)
+			}
+		}
+	}
+	if page := mine.browser.Open(mine.callback); page.Status != http.StatusOK || !strings.Contains(page.Body, "You are signed in") {
+		t.Errorf("the sign-in: %d\n%s", page.Status, page.Body)
+	}
+}
+
 // TestCallbackRateLimit: 20 per minute and address by default, then 429.
 func TestCallbackRateLimit(t *testing.T) {
 	t.Parallel()

@@ -81,13 +81,11 @@ func (g *Gateway) writePage(w http.ResponseWriter, status int, data pageData) {
 	w.Write(out.Bytes())
 }
 
-// framed reports whether a browser loads the page into a frame.
+// framed reports whether a browser loads the page into another one: into a
+// frame, or as an image, a script or whatever else is no page of its own.
 func framed(r *http.Request) bool {
-	switch r.Header.Get("Sec-Fetch-Dest") {
-	case "iframe", "frame", "embed", "object":
-		return true
-	}
-	return false
+	dest := r.Header.Get("Sec-Fetch-Dest")
+	return dest != "" && dest != "document"
 }
 
 // serveConnect begins the sign-in of a link, or says what came of it.
