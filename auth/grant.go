@@ -222,9 +222,12 @@ type hold struct {
 func (h *hold) set(g *grant, version uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if version <= h.version {
-		return
+	if version > h.version {
+		h.setLocked(g, version)
 	}
+}
+
+func (h *hold) setLocked(g *grant, version uint64) {
 	same := h.grant != nil && h.grant.Obtained.Equal(g.Obtained) && h.grant.Access.Equal(g.Access)
 	h.grant, h.version, h.unsaved = g, version, false
 	if same {

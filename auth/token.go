@@ -330,12 +330,8 @@ func (b *Broker) answered(ctx context.Context, h *hold) {
 // the record, so that the next refresh finds nothing newer there.
 func (h *hold) keep(g *grant) {
 	h.mu.Lock()
-	version := h.version
-	h.version = 0
-	h.mu.Unlock()
-	h.set(g, version)
-	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.setLocked(g, h.version)
 	h.unsaved = true
 }
 

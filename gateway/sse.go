@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -15,6 +16,9 @@ import (
 // This file is the deprecated HTTP+SSE transport of protocol 2024-11-05, for old
 // clients (gateway.sse): one event stream for all that they are told, POSTs for
 // what they say. A session lasts as long as its stream.
+
+// firstMessage is how long a stream may be open before its client says anything.
+const firstMessage = 30 * time.Second
 
 // sseSessions are the open streams by what their POSTs name them by.
 type sseSessions struct {
@@ -64,9 +68,11 @@ func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache, no-transform")
 	transport := &stdioTransport{Transport: stream, g: g}
-	capabilities, err := transport.listen(r.Context())
+	first, cancel := context.WithTimeout(r.Context(), firstMessage)
+	capabilities, err := transport.listen(first)
+	cancel()
 	if err != nil {
-		return // it left before it said anything
+		return // it left before it said anything, or says nothing
 	}
 	principal := auth.Local
 	if g.cfg.Gateway.Sessions != "shared" {
