@@ -199,7 +199,7 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 		c = l.only()
 	}
 	refuse := func(code int, say string) {
-		l.connection.sendAside(l, appendError(id, code, say))
+		l.connection.sendAside(l, appendError(id, int64(code), say, nil))
 	}
 	switch {
 	case askable[method] == "":
@@ -242,29 +242,35 @@ func (l *link) ask(c *call, id json.RawMessage, method string, params json.RawMe
 		body = append(append([]byte(`{"jsonrpc":"2.0","id":`), id...), `,"result":`...)
 		body = append(append(body, result...), '}')
 	case ok:
-		body = appendError(id, int(refusal.Code), refusal.Message)
+		body = appendError(id, refusal.Code, refusal.Message, refusal.Data)
 	default:
 		l.connection.session.log.Info("client did not answer a remote", "remote", l.connection.remote.Name, "method", method, "error", err)
-		body = appendError(id, codeInternal, "The client did not answer")
+		body = appendError(id, codeInternal, "The client did not answer", nil)
 	}
 	sending, cancel := context.WithTimeout(l.connection.session.ctx, asideTimeout)
 	defer cancel()
-	if err := l.via.notify(sending, l.header, body); err != nil {
+	// A person takes longer than a token may live.
+	err = l.connection.wire.authorized(sending, false, func() error { return l.via.notify(sending, l.header, body) })
+	if err != nil {
 		l.connection.session.log.Info("client's answer not delivered", "remote", l.connection.remote.Name, "method", method, "error", err)
 	}
 }
 
 const codeInternal = -32603
 
-// appendError writes the error response to a remote's request.
-func appendError(id json.RawMessage, code int, say string) []byte {
+// appendError writes the error response to a remote's request; data may be nil.
+func appendError(id json.RawMessage, code int64, say string, data json.RawMessage) []byte {
 	quoted, err := json.Marshal(say)
 	if err != nil {
 		quoted = []byte(`""`) // strings always have an encoding
 	}
 	body := append([]byte(`{"jsonrpc":"2.0","id":`), id...)
 	body = append(body, `,"error":{"code":`...)
-	body = strconv.AppendInt(body, int64(code), 10)
+	body = strconv.AppendInt(body, code, 10)
 	body = append(body, `,"message":`...)
-	return append(append(body, quoted...), `}}`...)
+	body = append(body, quoted...)
+	if data != nil {
+		body = append(append(body, `,"data":`...), data...)
+	}
+	return append(body, `}}`...)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"strings"
 
 	"gatehouse/session/rawjson"
 )
@@ -118,16 +117,25 @@ func Declares(capabilities json.RawMessage, method string, params json.RawMessag
 // there about client and connection. It is between the client and the gateway;
 // the remote has its own with the gateway.
 func withoutEnvelope(params json.RawMessage) (json.RawMessage, error) {
-	if !bytes.Contains(params, []byte(metaPrefix)) {
+	// Hardly any legacy call has one. A key may be written with escapes.
+	if !bytes.Contains(params, []byte("_meta")) && !bytes.ContainsRune(params, '\\') {
 		return params, nil
 	}
 	got, err := rawjson.Get(params, "_meta")
 	if err != nil || got[0] == nil || got[0][0] != '{' {
 		return params, err
 	}
-	meta, err := rawjson.Delete(got[0], func(key string) bool { return strings.HasPrefix(key, metaPrefix) })
-	if err != nil {
-		return nil, err
+	found := false
+	meta, err := rawjson.Delete(got[0], func(key string) bool {
+		switch key {
+		case metaVersion, metaClient, metaCapabilities, metaLogLevel:
+			found = true
+			return true
+		}
+		return false
+	})
+	if err != nil || !found {
+		return params, err
 	}
 	return rawjson.Set(params, "_meta", meta)
 }

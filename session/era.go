@@ -71,6 +71,7 @@ func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 		}
 	}
 	var before transport
+	definite := true // it has said that it does not know the modern era
 	if known != eraLegacy {
 		l, err := c.discover(ctx, loud)
 		if err == nil {
@@ -80,6 +81,7 @@ func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 			return l, nil
 		}
 		_, answered := errors.AsType[*ResponseError](err)
+		definite = answered || !mayPass(err)
 		switch {
 		case !speaksOld(err):
 			c.abandon(l)
@@ -92,7 +94,9 @@ func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 	}
 	l, err := c.initialize(ctx, loud, c.owner(), before)
 	if err == nil {
-		c.remote.eras.Store(int32(eraLegacy))
+		if definite {
+			c.remote.eras.Store(int32(eraLegacy))
+		}
 		return l, nil
 	}
 	// What was known may not be so any more: the next dial finds out anew.
@@ -117,6 +121,13 @@ func speaksOld(err error) bool {
 		return true
 	}
 	return false
+}
+
+// mayPass reports whether a failure says nothing about the era: it may be another
+// one the next time.
+func mayPass(err error) bool {
+	failure, ok := errors.AsType[*Failure](err)
+	return ok && (failure.Kind == KindTimeout || failure.Kind == KindCut || failure.Kind == KindStatus && failure.Status >= 500)
 }
 
 // discover asks a remote what it is, in the modern era. With an error the link

@@ -184,10 +184,13 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		}
 		began := time.Now()
 		if next != nil {
+			timer := time.NewTimer(ackWait)
 			select {
 			case <-next.acked:
 			case <-next.done:
+			case <-timer.C: // it may work all the same
 			}
+			timer.Stop()
 		}
 		if current != nil {
 			current.end()
