@@ -366,6 +366,10 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 	}
 	if silently {
 		options = append(options, oauth2.SetAuthURLParam("prompt", "none"))
+	} else if slices.Contains(f.Scopes, "offline_access") {
+		// OpenID Connect Core 1.0 section 11: without consent among the prompts a
+		// server ignores offline_access, and gives no refresh token.
+		options = append(options, oauth2.SetAuthURLParam("prompt", "consent"))
 	}
 	return &Start{
 		RedirectURL: conf.AuthCodeURL(id, options...),
