@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 	"syscall"
 	"time"
@@ -52,7 +53,8 @@ func (g *Gateway) ServeStdio(ctx context.Context, in io.ReadCloser, out io.Write
 
 // endOfStdio says what the end of the input means.
 func endOfStdio(ctx context.Context, err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
+	// Closed is what the input is once an answer could not be written.
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, fs.ErrClosed) || ctx.Err() != nil {
 		return nil // the client left, or we were told to
 	}
 	return err
