@@ -125,6 +125,15 @@ func sentToken(resp *http.Response) string {
 // that refreshing does not help.
 const forcedAgain = time.Minute
 
+// forcedAgain is as long, or half the life of a token that lives for less than
+// that: such tokens may well end a little earlier than was said.
+func (g *grant) forcedAgain() time.Duration {
+	if g.Expires.IsZero() {
+		return forcedAgain
+	}
+	return min(forcedAgain, g.Expires.Sub(g.Obtained)/2)
+}
+
 // Renew looks for another token after a 401, without starting anything that a
 // person would see. Nil means that there is one: send the request again.
 // [ErrSignInNeeded] means that there is no silent way.
@@ -176,7 +185,7 @@ func (a *Authorizer) renewOwn(ctx context.Context, resp *http.Response) error {
 	case h.grant.valid(now) && h.grant.Access.Value() != sent: // of somebody else's sign-in or refresh
 		h.mu.Unlock()
 		return nil
-	case !h.grant.refreshable() || h.final || h.refreshing == nil && now.Before(h.forcedAt.Add(forcedAgain)):
+	case !h.grant.refreshable() || h.final || h.refreshing == nil && now.Before(h.forcedAt.Add(h.grant.forcedAgain())):
 		h.refusedAt = now
 		h.mu.Unlock()
 		return ErrSignInNeeded
