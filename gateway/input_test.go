@@ -17,7 +17,9 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"gatehouse/auth"
 	"gatehouse/auth/authtest"
+	"gatehouse/session"
 )
 
 // asking is a real server whose tool asks its client twice, and for a sample;
@@ -406,4 +408,65 @@ func TestLegacyResult(t *testing.T) {
 			t.Errorf("%s\n got %s, %v\nwant %s", in, got, err, want)
 		}
 	}
+}
+
+// TestParkedBytes: what remotes ask of a client that has not come back is
+// bounded, for each call and for all of a principal. What is answered or given
+// up counts no more.
+func TestParkedBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all parkedCalls
+		half := json.RawMessage(`"` + strings.Repeat("x", maxQuestions/2-100) + `"`)
+		ctx, giveUp := context.WithCancel(t.Context())
+		defer giveUp()
+		parked := func(p auth.Principal) *parkedCall {
+			return &parkedCall{all: &all, principal: p, news: make(chan struct{}, 1), pending: map[string]*question{}}
+		}
+		ask := func(p *parkedCall) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := p.ask(ctx, "sampling/createMessage", half)
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		kept := func(what string, p *parkedCall, want bool) <-chan error {
+			t.Helper()
+			done := ask(p)
+			select {
+			case err := <-done:
+				if refusal, ok := errors.AsType[*session.ResponseError](err); want || !ok || refusal.Code != -32603 {
+					t.Errorf("%s: got %v", what, err)
+				}
+			default:
+				if !want {
+					t.Errorf("%s is kept", what)
+				}
+			}
+			return done
+		}
+		first := parked(auth.Local)
+		answered := kept("the first", first, true)
+		kept("the second", first, true)
+		kept("the third", first, false)
+		first.answer(json.RawMessage(`{"1":{"action":"accept"}}`))
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+		kept("one more after an answer", first, true)
+
+		for i := range maxHeld/maxQuestions - 1 {
+			p := parked(auth.Local)
+			kept(fmt.Sprint("call ", i), p, true)
+			kept(fmt.Sprint("call ", i, " again"), p, true)
+		}
+		kept("one too many of the principal", parked(auth.Local), false)
+		kept("another principal's", parked(auth.SessionPrincipal("other")), true)
+		giveUp()
+		synctest.Wait()
+		if len(all.held) != 0 {
+			t.Errorf("still held: %v", all.held)
+		}
+	})
 }
