@@ -181,8 +181,25 @@ func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merge
 	return entry{}, unknown(name)
 }
 
-// connectFirst connects a remote that has not been listed yet.
+// connectFirst connects a remote that has not been listed yet, for a request
+// that is not counted before its remote is known.
 func (g *Gateway) connectFirst(ctx context.Context, v *view, remote string) error {
+	release, refused := v.calls.take()
+	if refused != nil {
+		g.metrics.hit(refused.limit)
+		g.observe(ctx, caller{view: v}, remote, "initialize", "", g.now(), nil, refused)
+		return refused
+	}
+	defer release()
+	err := g.connect(ctx, v, remote)
+	if err == nil {
+		v.calls.giveBack() // the request itself counts
+	}
+	return err
+}
+
+// connect connects a remote, for a request that is counted.
+func (g *Gateway) connect(ctx context.Context, v *view, remote string) error {
 	began := g.now()
 	err := v.session.Connect(ctx, remote)
 	if err != nil {
