@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -469,4 +470,78 @@ func TestParkedBytes(t *testing.T) {
 			t.Errorf("still held: %v", all.held)
 		}
 	})
+}
+
+// TestRemoteCancels: what a remote has asked and does not want to know any more
+// is taken back from the client, whichever way the call came, and the call goes on.
+func TestRemoteCancels(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	takenBack := make(chan struct{}, 1)
+	server := mcp.NewServer(&mcp.Implementation{Name: "asking", Version: "1"}, nil)
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		asking, cancel := context.WithCancel(ctx)
+		go func() {
+			<-asked
+			cancel()
+		}()
+		_, err := req.Session.Elicit(asking, &mcp.ElicitParams{Message: "well?"})
+		select {
+		case <-takenBack: // before the call ends, which takes back everything
+		case <-time.After(5 * time.Second):
+			err = errors.New("the client is still being asked")
+		case <-ctx.Done():
+		}
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: fmt.Sprint(err)}}}, nil, nil
+	})
+	remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(remote.Close)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	for _, version := range []string{"2025-11-25", "2025-03-26"} { // the short way, and the SDK's
+		client := mcp.NewClient(&mcp.Implementation{Name: "client", Version: "1"}, &mcp.ClientOptions{
+			ElicitationHandler: func(ctx context.Context, _ *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+				asked <- struct{}{}
+				<-ctx.Done()
+				takenBack <- struct{}{}
+				return nil, ctx.Err()
+			},
+		})
+		cs, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{Endpoint: g.url + "/mcp"}, &mcp.ClientSessionOptions{ProtocolVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cs.Close() })
+		result, err := cs.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_ask", Arguments: map[string]any{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := result.Content[0].(*mcp.TextContent).Text; !strings.Contains(got, "context canceled") {
+			t.Errorf("%s: got %s", version, got)
+		}
+	}
+
+	// A client of the modern era that has gone to ask its user finds the next
+	// question, or the result, when it comes back.
+	c := newPlainClient(t, g.url, "{}", true)
+	first := modernCall(c, elicits, "r_ask", "")
+	state, _ := first["requestState"].(string)
+	if state == "" {
+		t.Fatalf("got %v", first)
+	}
+	asked <- struct{}{}
+	for waited := time.Now(); ; {
+		g.parked.mu.Lock()
+		held := len(g.parked.held)
+		g.parked.mu.Unlock()
+		if held == 0 {
+			break
+		}
+		if time.Since(waited) > 3*time.Second {
+			t.Fatal("the question is still kept")
+		}
+		runtime.Gosched()
+	}
+	takenBack <- struct{}{}
+	if got := fmt.Sprint(modernCall(c, elicits, "r_ask", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, state))); !strings.Contains(got, "context canceled") {
+		t.Errorf("got %s", got)
+	}
 }

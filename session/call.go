@@ -166,6 +166,8 @@ func (l *link) heard(c *call, method string, params json.RawMessage) {
 		l.connection.changed()
 	case notifyUpdated:
 		l.connection.updated(params)
+	case notifyCancelled:
+		l.withdraw(params)
 	case notifyProgress:
 		if about, restored := l.byToken(params); about != nil && (c == nil || c == about) {
 			about.notify(method, restored)
@@ -218,24 +220,79 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 	} else if !ok {
 		return
 	}
+	// Before the remote's next message is read, which may cancel it.
+	a := l.enter(c, id)
 	started := l.connection.session.spawn(func() {
 		defer c.asks.Done()
-		l.ask(c, id, method, params)
+		defer l.leave(a)
+		l.ask(a, c, method, params)
 	})
 	if !started {
+		l.leave(a)
 		c.asks.Done()
+	}
+}
+
+// ask is a remote's request while the client is being asked.
+type ask struct {
+	id     json.RawMessage
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// errWithdrawn is why the client is not asked any more.
+var errWithdrawn = errors.New("the remote has cancelled its request")
+
+func (l *link) enter(c *call, id json.RawMessage) *ask {
+	a := &ask{id: id}
+	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asks == nil {
+		l.asks = map[string]*ask{}
+	}
+	l.asks[string(id)] = a
+	return a
+}
+
+func (l *link) leave(a *ask) {
+	a.cancel(nil)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asks[string(a.id)] == a {
+		delete(l.asks, string(a.id))
+	}
+}
+
+// withdraw ends the request that a remote does not want to be answered any more.
+func (l *link) withdraw(params json.RawMessage) {
+	got, err := rawjson.Get(params, "requestId")
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	a := l.asks[string(got[0])]
+	l.mu.Unlock()
+	if a != nil {
+		a.cancel(errWithdrawn)
 	}
 }
 
 const codeUnknownMethod = -32601
 
 // ask asks the client behind a call, and gives the remote its answer.
-func (l *link) ask(c *call, id json.RawMessage, method string, params json.RawMessage) {
+func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
 	c.patient.pause()
 	defer c.patient.resume()
-	ctx, cancel := context.WithTimeout(c.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(a.ctx, askTimeout)
 	defer cancel()
 	result, err := c.from.Ask(ctx, method, params)
+	if context.Cause(a.ctx) == errWithdrawn {
+		// "Receivers of cancellation notifications SHOULD … Not send a response for
+		// the cancelled request".
+		return
+	}
+	id := a.id
 	var body []byte
 	switch refusal, ok := errors.AsType[*ResponseError](err); {
 	case err == nil:

@@ -463,7 +463,7 @@ func (c *connection) cancelled(l *link, id int64) {
 	if _, http := l.via.(*wire); http && l.modern {
 		return
 	}
-	body, err := appendRequest(nil, 0, "notifications/cancelled", fmt.Appendf(nil, `{"requestId":%d}`, id))
+	body, err := appendRequest(nil, 0, notifyCancelled, fmt.Appendf(nil, `{"requestId":%d}`, id))
 	if err == nil {
 		c.sendAside(l, body)
 	}

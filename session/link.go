@@ -50,6 +50,7 @@ type link struct {
 
 	mu    sync.Mutex      // guards all below
 	calls map[int64]*call // in flight, by request id
+	asks  map[string]*ask // what the client is being asked, by the remote's request id
 	later func(method string, params json.RawMessage)
 }
 
