@@ -295,6 +295,46 @@ func TestListening(t *testing.T) {
 	<-second.gone
 }
 
+// TestListeningUnacknowledged: a remote that never acknowledges what it is asked
+// to tell is told at once what else is wanted.
+func TestListeningUnacknowledged(t *testing.T) {
+	f := newModern(t)
+	asked := make(chan string, 10)
+	f.handle("subscriptions/listen", func(w http.ResponseWriter, r *http.Request, m received) {
+		var params struct {
+			Notifications struct {
+				URIs []string `json:"resourceSubscriptions"`
+			} `json:"notifications"`
+		}
+		if err := json.Unmarshal(m.Params, &params); err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		asked <- strings.Join(params.Notifications.URIs, " ")
+		<-r.Context().Done()
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	began := time.Now()
+	for _, want := range []string{"", "a:1", "a:1 a:2"} {
+		if got := <-asked; got != want {
+			t.Errorf("asked for %q, want %q", got, want)
+		}
+		impatient, cancel := context.WithCancel(t.Context())
+		if err := s.Connect(impatient, "notes"); err != nil {
+			t.Fatal(err)
+		}
+		cancel() // who subscribes would wait for the acknowledgement
+		if err := s.Subscribe(impatient, "notes", "a:"+fmt.Sprint(1+len(strings.Fields(want)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took > ackWait {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // asks is a legacy fake whose tool asks its caller's client, on the stream of
 // the call, and answers with what it was told.
 func asks(t testing.TB) *fake {
