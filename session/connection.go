@@ -538,6 +538,11 @@ func (c *connection) list(a *attempt) {
 	}
 	if err == nil && c.link == a.link {
 		c.listenLocked(a.link)
+		for _, s := range c.sides {
+			if s.link != nil {
+				c.listenLocked(s.link)
+			}
+		}
 	}
 	c.mu.Unlock()
 	// Before those who wait go on: they will look at what has changed.
