@@ -17,6 +17,7 @@ type caller struct {
 	view         *view
 	modern       bool            // protocol 2026-07-28 or newer
 	client       any             // its session, to tell it from the principal's others; nil in the modern era
+	gone         <-chan struct{} // closed when that has ended; nil where it ends with all that it has
 	capabilities json.RawMessage // what it declares (MCP ClientCapabilities); nil: nothing
 	foreign      bool            // the request has a ticket of the gateway's kind that cannot be opened
 	request      func() [32]byte // tells the request that is being answered from others
@@ -29,7 +30,7 @@ type caller struct {
 // behind is the caller as the remotes notice it.
 func (c caller) behind() *session.Caller {
 	return &session.Caller{
-		Client: c.client, Modern: c.modern, Capabilities: c.capabilities,
+		Client: c.client, Gone: c.gone, Modern: c.modern, Capabilities: c.capabilities,
 		Notify: c.notify, Later: c.afterwards(), Ask: c.ask,
 	}
 }

@@ -52,6 +52,8 @@ type connection struct {
 	recalled     sync.Once // what was listed in an earlier run
 	memo         memo
 
+	leaving sync.WaitGroup // goodbyes that the session does not wait for; grows under mu, until takeLinks
+
 	mu         sync.Mutex // guards all below; never held over the network
 	epoch      int        // counts disconnects: what began before one does not count after it
 	link       *link      // nil: not connected
@@ -271,7 +273,7 @@ func (c *connection) drop(l *link, err error) {
 	}
 	c.unlinkLocked()
 	if _, owned := l.via.(*duplex); owned {
-		c.letGo(l)
+		c.letGoLocked(l)
 	}
 	if err == nil {
 		c.mu.Unlock()
@@ -520,7 +522,7 @@ func (c *connection) list(a *attempt) {
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
 		if _, owned := a.link.via.(*duplex); owned {
-			c.letGo(a.link)
+			c.letGoLocked(a.link)
 		}
 	}
 	news := c.settleLocked(err)

@@ -427,6 +427,93 @@ func TestAskers(t *testing.T) {
 	}
 }
 
+// TestLateAsker: a call that is still on its way when its client leaves opens
+// nothing for it any more.
+func TestLateAsker(t *testing.T) {
+	f := asks(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	gone := make(chan struct{})
+	close(gone)
+	s.Leave("client")
+	_, err := s.Call(t.Context(), "notes", "tools/call", nil, &Caller{Client: "client", Gone: gone, Capabilities: json.RawMessage(`{"elicitation":{}}`)})
+	if !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	if n := len(f.requests("initialize")); n != 1 {
+		t.Errorf("%d MCP sessions were begun", n)
+	}
+}
+
+// TestManyAskers: more clients at once than links are kept get their answers,
+// and afterwards there are no more links than that.
+func TestManyAskers(t *testing.T) {
+	f := asks(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	const clients = maxSides + 6
+	var all, wg sync.WaitGroup
+	all.Add(clients)
+	for i := range clients {
+		from := &Caller{Client: i, Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			all.Done()
+			all.Wait()
+			return json.RawMessage(`{"action":"accept"}`), nil
+		}}
+		wg.Go(func() {
+			if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	c := s.byName["notes"]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.sides); n > maxSides {
+		t.Errorf("%d links are kept", n)
+	}
+}
+
+// TestGoodbyeAtClose: who closes a session waits also for the goodbyes that began
+// while it was closing.
+func TestGoodbyeAtClose(t *testing.T) {
+	f := asks(t)
+	gate, said := make(chan struct{}), make(chan struct{}, 1)
+	f.handle("DELETE", func(w http.ResponseWriter, _ *http.Request, m received) {
+		if m.Header.Get("Mcp-Session-Id") == "s2" {
+			said <- struct{}{}
+			<-gate
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	from := &Caller{Client: "client", Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+		return json.RawMessage(`{"action":"accept"}`), nil
+	}}
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+		t.Fatal(err)
+	}
+	s.enter() // something is still under way
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	<-s.ctx.Done()
+	s.Leave("client")
+	<-said
+	s.wg.Done()
+	select {
+	case <-closed:
+		t.Error("closed while a goodbye was under way")
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(gate)
+	<-closed
+}
+
 // TestNotAskable: who has not declared it is not asked, and a person's silence is
 // not the remote's slowness.
 func TestNotAskable(t *testing.T) {
