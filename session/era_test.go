@@ -349,7 +349,7 @@ func asks(t testing.TB) *fake {
 	waiting := map[string]chan string{}
 	f.handle("", func(w http.ResponseWriter, _ *http.Request, m received) {
 		mu.Lock()
-		answered := waiting[m.Header.Get("Mcp-Session-Id")+string(m.ID)]
+		answered := waiting[m.Header.Get("Mcp-Session-Id")+" "+string(m.ID)]
 		mu.Unlock()
 		w.WriteHeader(http.StatusAccepted)
 		if answered != nil {
@@ -360,7 +360,7 @@ func asks(t testing.TB) *fake {
 	f.handle("tools/call", func(w http.ResponseWriter, r *http.Request, m received) {
 		id, answered := ids.Add(1), make(chan string, 1)
 		mu.Lock()
-		waiting[fmt.Sprint(m.Header.Get("Mcp-Session-Id"), id)] = answered
+		waiting[fmt.Sprint(m.Header.Get("Mcp-Session-Id"), " ", id)] = answered
 		mu.Unlock()
 		w.Header().Set("Content-Type", "text/event-stream")
 		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%d,\"method\":\"elicitation/create\",\"params\":{\"message\":\"who?\"}}\n\n", id)
