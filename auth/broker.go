@@ -128,6 +128,7 @@ type Broker struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	// A hold's own lock is taken first where both are needed.
 	mu     sync.RWMutex // guards what follows
 	closed bool         // no more work is added to wg
 	holds  map[key]*hold
@@ -240,16 +241,22 @@ func (b *Broker) changedElsewhere(bucket, name string) {
 	if bucket != bucketGrants {
 		return
 	}
+	if h := b.holdNamed(name); h != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.seenAt = time.Time{}
+	}
+}
+
+func (b *Broker) holdNamed(name string) *hold {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	for _, h := range b.holds {
 		if h.name == name {
-			h.mu.Lock()
-			h.seenAt = time.Time{}
-			h.mu.Unlock()
-			return
+			return h
 		}
 	}
+	return nil
 }
 
 // Close ends the work that is under way and waits for it. A second call does
