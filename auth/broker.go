@@ -3,6 +3,7 @@ package auth
 import (
 	"cmp"
 	"context"
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -120,9 +121,14 @@ type Broker struct {
 	silent     map[string]*silent // of the remotes that need no sign-in of their own
 	login      *Remote            // nil: nobody logs in at the gateway
 	workload   *workload          // nil: users log in
-	keys       loginKeys
-	exchanger  *exchange.Exchanger
-	gates      map[string]*gate // by issuer
+	keys       *loginKeys
+
+	audience       string   // that bearer tokens must name; empty: none is accepted
+	identityClaims []string // that tell one principal from another
+	inbound        inbound
+
+	exchanger *exchange.Exchanger
+	gates     map[string]*gate // by issuer
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
@@ -134,6 +140,7 @@ type Broker struct {
 	holds  map[key]*hold
 	loans  map[key]loan // by who borrows
 	starts map[key]*startCall
+	seal   cipher.AEAD // of what browsers carry; nil: not needed yet
 }
 
 // New checks the config and makes a broker of it.
@@ -227,6 +234,13 @@ func New(c Config) (*Broker, error) {
 	}
 	if c.Login != nil && c.Login.IDTokenFile != "" {
 		b.workload = &workload{file: c.Login.IDTokenFile}
+	}
+	b.keys = newLoginKeys(b)
+	if c.Login != nil {
+		b.audience, b.identityClaims = c.Login.Audience, c.Login.IdentityClaims
+		if len(b.identityClaims) == 0 {
+			b.identityClaims = []string{"sub"}
+		}
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if watcher, ok := c.Store.(Watcher); ok {

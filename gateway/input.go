@@ -173,7 +173,7 @@ func (g *Gateway) refuseForeign(ctx context.Context, c caller, remote string) er
 		return nil
 	}
 	if c.view.session.Status(remote).Protocol == "" {
-		if err := g.connectFirst(ctx, c.view, remote); err != nil {
+		if err := g.connectFirst(ctx, c, remote); err != nil {
 			return err
 		}
 	}
