@@ -25,7 +25,7 @@ func startBenchGateway(b *testing.B, remote string) (url string) {
 	store := auth.NewMemory(auth.MemoryConfig{})
 	srv := httptest.NewUnstartedServer(nil)
 	base := "http://" + srv.Listener.Addr().String()
-	h, err := build(cfg, base, store, log, log)
+	h, err := build(cfg, base, false, store, log, log)
 	if err != nil {
 		b.Fatal(err)
 	}

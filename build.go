@@ -31,13 +31,15 @@ type house struct {
 // build makes the rooms from the inside out: who may use which token, then the
 // connections, then what clients and browsers see. audit may be nil: then log
 // takes the audit log, too.
-func build(cfg *gateway.Config, publicURL string, store auth.Store, log, audit *slog.Logger) (*house, error) {
+// With users, those who connect have to say who they are; where gateway.auth
+// does not tell them apart, that is nobody.
+func build(cfg *gateway.Config, publicURL string, users bool, store auth.Store, log, audit *slog.Logger) (*house, error) {
 	clients, err := newClients(cfg)
 	if err != nil {
 		return nil, err
 	}
 	metrics := gateway.NewMetrics(cfg, version)
-	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log, metrics.Refreshed)
+	broker, remotes, err := newBroker(cfg, clients, publicURL, users, store, log, metrics.Refreshed)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +57,7 @@ func build(cfg *gateway.Config, publicURL string, store auth.Store, log, audit *
 		pool:    pool,
 		metrics: metrics,
 		gateway: gateway.New(gateway.Setup{
-			Config: cfg, Auth: broker, Sessions: pool, PublicURL: publicURL, Version: version, Log: log,
+			Config: cfg, Users: users, Auth: broker, Sessions: pool, PublicURL: publicURL, Version: version, Log: log,
 			Metrics: metrics, Audit: audit, SharedStore: store.Shared(), Identity: identity(cfg, store),
 		}),
 	}, nil
@@ -94,7 +96,7 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 
 // newBroker builds what signs in, and for each remote what dials it: both need
 // the remote's own guarded clients.
-func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger, refreshed func(remote, outcome string)) (*auth.Broker, []session.Remote, error) {
+func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, users bool, store auth.Store, log *slog.Logger, refreshed func(remote, outcome string)) (*auth.Broker, []session.Remote, error) {
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
@@ -132,7 +134,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 	}
 	oauth := cfg.Gateway.OAuth
 	broker, err := auth.New(auth.Config{
-		Remotes: signIns, Login: login(cfg, clients), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
+		Remotes: signIns, Login: login(cfg, clients, publicURL, users), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
 		MetadataPath: oauth.MetadataPath, ClientScopes: oauth.Scopes,
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
@@ -220,7 +222,7 @@ func (c *command) checkAll(cfg *gateway.Config) error {
 	if _, err := loadCertificate(cfg, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
-	h, err := build(cfg, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler), nil)
+	h, err := build(cfg, configuredURL(cfg), cfg.Users(), auth.NewMemory(auth.MemoryConfig{}), slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
@@ -253,7 +255,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 		return err
 	}
 	defer clients.Close()
-	broker, remotes, err := newBroker(cfg, clients, configuredURL(cfg), auth.NewMemory(auth.MemoryConfig{}), log, nil)
+	broker, remotes, err := newBroker(cfg, clients, configuredURL(cfg), false, auth.NewMemory(auth.MemoryConfig{}), log, nil)
 	if err != nil {
 		return err
 	}

@@ -178,7 +178,7 @@ func (l *local) open(ctx context.Context, cfg *gateway.Config) error {
 	if err != nil {
 		return err
 	}
-	if l.house, err = build(cfg, l.base, l.store, l.log, audit); err != nil {
+	if l.house, err = build(cfg, l.base, false, l.store, l.log, audit); err != nil {
 		closeAudit()
 		return err
 	}

@@ -309,7 +309,7 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return err
 	}
 	defer closeAudit()
-	h, err := build(cfg, publicURL(cfg, base), store, log, audit)
+	h, err := build(cfg, publicURL(cfg, base), cfg.Users(), store, log, audit)
 	if err != nil {
 		return err
 	}
@@ -323,7 +323,7 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
 	log.Info("serving MCP over HTTP", "url", base+"/mcp", "remotes", len(cfg.Running()), "sessions", cfg.Gateway.Sessions)
-	if public, err := url.Parse(publicURL(cfg, base)); err == nil && !isLoopback(public.Hostname()) {
+	if public, err := url.Parse(publicURL(cfg, base)); err == nil && !isLoopback(public.Hostname()) && !cfg.Users() {
 		log.Warn("clients are not authenticated: whoever reaches the MCP endpoint through publicUrl can use it; let your proxy admit the right people only", "publicUrl", cfg.Gateway.PublicURL)
 	}
 	if ready != nil {

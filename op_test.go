@@ -76,10 +76,10 @@ func TestExchangeAtZitadel(t *testing.T) {
 	t.Cleanup(z.Close)
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: z})
 	remote.Set(func(k *authtest.RemoteKnobs) { k.Audience = "files" })
-	gw := startServe(t, fmt.Sprintf(`{"mcpServers": {"files": {"url": %q, "auth": {"type": "exchange", "audience": "files", "scopes": ["openid"]}}},
-		"gateway": {"auth": {"issuer": %q, "clientId": "gatehouse", "clientSecret": "canary-cs-gateway-1", "scopes": ["openid", "profile", "email", "offline_access"]}}}`,
+	gw := startStdio(t, fmt.Sprintf(`{"mcpServers": {"files": {"url": %q, "auth": {"type": "exchange", "audience": "files", "scopes": ["openid"]}}},
+		"gateway": {"auth": {"issuer": %q, "clientId": "gatehouse", "clientSecret": "canary-cs-gateway-1", "scopes": ["openid", "profile", "email", "offline_access"]}, "oauth": {"callbackPort": 0}}}`,
 		remote.URL, z.URL))
-	client := storage.WebClient("gatehouse", "canary-cs-gateway-1", strings.TrimSuffix(gw.url, "/mcp")+"/oauth/callback")
+	client := storage.WebClient("gatehouse", "canary-cs-gateway-1", gw.url+"/oauth/callback")
 	provider := exampleop.SetupServer(z.URL, storage.NewStorageWithClients(storage.NewUserStore(z.URL), map[string]*storage.Client{
 		"gatehouse": client, "files": storage.WebClient("files", "canary-cs-files-01"),
 	}), nil, false)
@@ -87,7 +87,7 @@ func TestExchangeAtZitadel(t *testing.T) {
 	z.provider = provider
 	z.mu.Unlock()
 
-	c := authtest.Legacy(t, gw.url)
+	c := stdioClient(t, gw)
 	browser := authtest.NewBrowser(t)
 	browser.User, browser.Password = "test-user@127.0.0.1", "verysecure"
 	if page := browser.Open(link(t, c.Call("files_echo", nil), "files")); page.Status != http.StatusOK || !strings.Contains(page.Body, "logged in") {

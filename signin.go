@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -61,7 +62,7 @@ var tokenTypes = map[string]string{
 }
 
 // login is where users log in to the gateway; nil: nowhere.
-func login(cfg *gateway.Config, clients *guard.Clients) *auth.Login {
+func login(cfg *gateway.Config, clients *guard.Clients, publicURL string, users bool) *auth.Login {
 	l := cfg.Gateway.Login
 	if l == nil {
 		return nil
@@ -69,6 +70,10 @@ func login(cfg *gateway.Config, clients *guard.Clients) *auth.Login {
 	out := &auth.Login{
 		Issuer: l.Issuer, ClientID: l.ClientID, ClientSecret: l.ClientSecret, Scopes: l.Scopes,
 		HTTP: clients.Client(guard.Policy{Allow: l.AllowAddresses, Loopback: isLoopback(hostOf(l.Issuer))}),
+	}
+	if users {
+		// MCP authorization: the resource of an MCP server is its own URL.
+		out.Audience, out.IdentityClaims = cmp.Or(l.Audience, publicURL+"/mcp"), l.IdentityClaims
 	}
 	if l.IDTokenFile != "" {
 		out.IDTokenFile = cfg.Path(l.IDTokenFile)

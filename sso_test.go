@@ -52,7 +52,7 @@ func newOfficeOn(t *testing.T, settings string, start func(config string) *proce
 	}
 	o.gw = start(string(config))
 	base := strings.TrimSuffix(strings.TrimSuffix(o.gw.url, "/mcp"), "/")
-	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gateway-1", Method: "client_secret_basic", RedirectURIs: []string{base + "/oauth/callback"}})
+	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gateway-1", Method: "client_secret_basic", RedirectURIs: []string{base + "/oauth/callback", base + "/login/callback"}})
 	return o
 }
 
@@ -63,7 +63,10 @@ const loginSecret = `"clientSecret": "canary-cs-gateway-1"`
 func TestSingleSignOn(t *testing.T) {
 	t.Parallel()
 	o := newOffice(t, loginSecret)
-	client := authtest.Legacy(t, o.gw.url)
+	as := func(user string) *authtest.Client {
+		return authtest.Connect(t, authtest.ClientConfig{URL: o.gw.url, Token: o.idp.JWTFor(user, o.gw.url, nil)})
+	}
+	client := as("alice")
 	url := link(t, client.Call("files_echo", nil), "files")
 	if again := link(t, client.Call("crm_echo", nil), "crm"); again != url {
 		t.Errorf("two links for one login: %s and %s", url, again)
@@ -76,6 +79,12 @@ func TestSingleSignOn(t *testing.T) {
 		echo(t, client, name+"_echo", name)
 		if who := authtest.Text(client.Call(name+"_whoami", nil)); who != "alice" {
 			t.Errorf("%s acts as %q", name, who)
+		}
+	}
+	// The client's own token is worth nothing anywhere else.
+	for _, r := range o.idp.Requests(authtest.EndpointToken) {
+		if subject := r.Form.Get("subject_token"); subject != "" && !strings.Contains(subject, ".") {
+			t.Error("something else than the login was exchanged")
 		}
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize) + o.crmAS.Count(authtest.EndpointAuthorize); n != 1 {
@@ -103,8 +112,8 @@ func TestSingleSignOn(t *testing.T) {
 	o.crmAS.ExpireAll()
 	echo(t, client, "crm_echo", "again")
 
-	// Another session is another user here, and has nothing of the first.
-	other := authtest.Legacy(t, o.gw.url)
+	// Another user has nothing of the first.
+	other := as("bob")
 	if again := link(t, other.Call("files_echo", nil), "files"); again == url {
 		t.Error("one link for two users")
 	}

@@ -3,6 +3,7 @@ package auth
 import (
 	"cmp"
 	"context"
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -120,19 +121,26 @@ type Broker struct {
 	silent     map[string]*silent // of the remotes that need no sign-in of their own
 	login      *Remote            // nil: nobody logs in at the gateway
 	workload   *workload          // nil: users log in
-	keys       loginKeys
-	exchanger  *exchange.Exchanger
-	gates      map[string]*gate // by issuer
+	keys       *loginKeys
+
+	audience       string   // that bearer tokens must name; empty: none is accepted
+	identityClaims []string // that tell one principal from another
+	inbound        inbound
+
+	exchanger *exchange.Exchanger
+	gates     map[string]*gate // by issuer
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	// A hold's own lock is taken first where both are needed.
 	mu     sync.RWMutex // guards what follows
 	closed bool         // no more work is added to wg
 	holds  map[key]*hold
 	loans  map[key]loan // by who borrows
 	starts map[key]*startCall
+	seal   cipher.AEAD // of what browsers carry; nil: not needed yet
 }
 
 // New checks the config and makes a broker of it.
@@ -227,6 +235,13 @@ func New(c Config) (*Broker, error) {
 	if c.Login != nil && c.Login.IDTokenFile != "" {
 		b.workload = &workload{file: c.Login.IDTokenFile}
 	}
+	b.keys = newLoginKeys(b)
+	if c.Login != nil {
+		b.audience, b.identityClaims = c.Login.Audience, c.Login.IdentityClaims
+		if len(b.identityClaims) == 0 {
+			b.identityClaims = []string{"sub"}
+		}
+	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if watcher, ok := c.Store.(Watcher); ok {
 		b.wg.Go(func() { watcher.Watch(b.ctx, b.changedElsewhere) })
@@ -240,16 +255,22 @@ func (b *Broker) changedElsewhere(bucket, name string) {
 	if bucket != bucketGrants {
 		return
 	}
+	if h := b.holdNamed(name); h != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.seenAt = time.Time{}
+	}
+}
+
+func (b *Broker) holdNamed(name string) *hold {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	for _, h := range b.holds {
 		if h.name == name {
-			h.mu.Lock()
-			h.seenAt = time.Time{}
-			h.mu.Unlock()
-			return
+			return h
 		}
 	}
+	return nil
 }
 
 // Close ends the work that is under way and waits for it. A second call does

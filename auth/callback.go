@@ -22,6 +22,7 @@ type Callback struct {
 	Path   string     // of the request, decoded; empty: not compared with the redirect URI's
 	Query  url.Values // decoded
 	Cookie func(name string) (string, bool)
+	Who    Principal // logged in at the browser; see [Visit]
 }
 
 // Finished says whose sign-in at what a callback is about.
@@ -32,6 +33,8 @@ type Finished struct {
 	// Again is where the browser goes on if nothing is finished yet: the
 	// authorization server was asked to show nothing, and wants to.
 	Again *Start
+	// Tour says that the next remote follows.
+	Tour bool
 }
 
 const (
@@ -72,16 +75,19 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	case f.Ended:
 		return nil, fmt.Errorf("%w: its flow has ended", ErrStateUnknown)
 	}
-	finished := &Finished{FlowID: f.ID, Principal: f.Principal, Remote: f.Remote}
+	finished := &Finished{FlowID: f.ID, Principal: f.Principal, Remote: f.Remote, Tour: s.Tour}
 	r := b.remotes[f.Remote]
 	if r == nil || !f.fits(r) {
 		return finished, fmt.Errorf("%w: the config has changed since", ErrStateUnknown)
 	}
 	log := b.log.With("remote", f.Remote, "principal", f.Principal, "flow", f.shortHash())
 	code, err := b.check(c, id, s, f, log)
-	if errors.Is(err, errPrompt) {
-		return b.prompt(work, f)
-	} else if err != nil {
+	switch {
+	case errors.Is(err, errPrompt):
+		return b.prompt(work, f, Visit{Who: c.Who, Tour: s.Tour})
+	case errors.Is(err, ErrWrongPerson):
+		return finished, b.stranger(work, f, c.Who)
+	case err != nil:
 		log.WarnContext(ctx, "callback refused", "error", err)
 		return finished, err
 	}
@@ -99,7 +105,7 @@ var errPrompt = errors.New("a prompt is needed")
 
 // prompt begins anew for the same browser, with whatever the authorization
 // server has to show.
-func (b *Broker) prompt(ctx context.Context, f *flow) (*Finished, error) {
+func (b *Broker) prompt(ctx context.Context, f *flow, v Visit) (*Finished, error) {
 	_, err := b.updateFlow(ctx, f.ID, func(f *flow) error {
 		f.Prompt = true
 		return nil
@@ -107,7 +113,7 @@ func (b *Broker) prompt(ctx context.Context, f *flow) (*Finished, error) {
 	if err != nil {
 		return nil, err
 	}
-	start, err := b.Begin(ctx, f.ID)
+	start, err := b.Begin(ctx, f.ID, v)
 	if err != nil {
 		return nil, err
 	}
@@ -134,14 +140,35 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	if !ok || subtle.ConstantTimeCompare([]byte(hash("cookie", cookie)), []byte(s.CookieHash)) != 1 {
 		return "", ErrWrongBrowser
 	}
+	if !b.admits(f, c.Who) {
+		return "", ErrWrongPerson
+	}
+	code, err = answerCode(c.Query, &f.Frozen)
+	if !errors.Is(err, ErrDenied) {
+		return code, err
+	}
+	if s.Unprompted && wantsPrompt(c.Query.Get("error")) {
+		return "", errPrompt
+	}
+	// The code goes to the log if it is one that we know; error_description
+	// and error_uri, which anybody may write, go nowhere.
+	log.Info("the authorization server answered with an error", "code", endpoint.KnownCode(c.Query.Get("error")))
+	b.noteTrouble(key{f.Principal, f.Remote},
+		&Error{Kind: KindDenied, Remote: f.Remote, Say: "its authorization server did not grant access: you or it said no; sign in again to retry"})
+	return "", ErrDenied
+}
+
+// answerCode returns the code of an authorization response (RFC 6749 section
+// 4.1.2) of the server that d describes; [ErrDenied] if it is an error's.
+func answerCode(query url.Values, d *discovered) (code string, err error) {
 	// RFC 6749 section 3.1: "Request and response parameters MUST NOT be included
 	// more than once."
 	for _, name := range []string{"code", "error", "iss"} {
-		if _, ok := one(c.Query, name); !ok && c.Query.Has(name) {
+		if _, ok := one(query, name); !ok && query.Has(name) {
 			return "", fmt.Errorf("%w: malformed %s", ErrStateUnknown, name)
 		}
 	}
-	if c.Query.Has("code") == c.Query.Has("error") {
+	if query.Has("code") == query.Has("error") {
 		return "", fmt.Errorf("%w: either a code or an error is due", ErrStateUnknown)
 	}
 	// RFC 9207 section 2.4: clients that support it "MUST extract the value of the
@@ -151,21 +178,13 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	// request was sent to. [...] If the value does not match the expected issuer
 	// identifier, clients MUST reject the authorization response". Error responses
 	// are no exception, so this comes before the error is looked at.
-	if iss, ok := one(c.Query, "iss"); ok && iss != f.Frozen.Issuer || !ok && f.Frozen.IssParameter {
+	if iss, ok := one(query, "iss"); ok && iss != d.Issuer || !ok && d.IssParameter {
 		return "", ErrIssuerMismatch
 	}
-	if c.Query.Has("error") && s.Unprompted && wantsPrompt(c.Query.Get("error")) {
-		return "", errPrompt
-	}
-	if c.Query.Has("error") {
-		// The code goes to the log if it is one that we know; error_description
-		// and error_uri, which anybody may write, go nowhere.
-		log.Info("the authorization server answered with an error", "code", endpoint.KnownCode(c.Query.Get("error")))
-		b.noteTrouble(key{f.Principal, f.Remote},
-			&Error{Kind: KindDenied, Remote: f.Remote, Say: "its authorization server did not grant access: you or it said no; sign in again to retry"})
+	if query.Has("error") {
 		return "", ErrDenied
 	}
-	return c.Query.Get("code"), nil
+	return query.Get("code"), nil
 }
 
 // redeem exchanges the code with one POST and writes the grant.
@@ -185,7 +204,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 		return b.redeemFailed(f, err)
 	}
 	if r.login {
-		if err := b.verifyLogin(ctx, answer.ID, secret.Text{}); err != nil {
+		if err := b.verifyLogin(ctx, answer.ID, "", secret.Text{}); err != nil {
 			return &Error{Kind: KindToken, Remote: f.Remote, Err: fmt.Errorf("%w: %w", ErrExchange, err),
 				Say: "the identity provider did not issue an ID token that can be verified"}
 		}

@@ -71,7 +71,7 @@ func TestVisitsSlideTheLink(t *testing.T) {
 	}
 	last := w.visit(required) // at 59:30
 	w.clock.Advance(9 * time.Minute)
-	if _, err := w.Begin(t.Context(), flowOf(required)); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(t.Context(), flowOf(required), auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("a link after more than an hour: %v", err)
 	}
 	if _, err := last.finish(); err != nil {
@@ -359,7 +359,7 @@ func TestInvalidClientRegistersAnew(t *testing.T) {
 	if _, err := v.finish(); !errors.Is(err, auth.ErrExchange) {
 		t.Fatal(err)
 	}
-	if _, err := w.Begin(t.Context(), flowOf(first)); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(t.Context(), flowOf(first), auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("the link with the dead client: %v", err)
 	}
 	w.p.set(func() { w.p.token = nil })
@@ -410,7 +410,7 @@ func TestPreRegisteredClient(t *testing.T) {
 // https brings the __Host- prefix.
 func TestCookieOfAPublicGateway(t *testing.T) {
 	w := newWorld(t, 1, func(c *auth.Config) { c.PublicURL = "https://gw.example.com" })
-	start, err := w.Begin(t.Context(), flowOf(w.link(auth.Local, "r0")))
+	start, err := w.Begin(t.Context(), flowOf(w.link(auth.Local, "r0")), auth.Visit{})
 	if err != nil || !strings.HasPrefix(start.Cookie.Name, "__Host-gatehouse_flow_") || start.Cookie.MaxAge != 10*time.Minute {
 		t.Errorf("cookie %+v, %v", start, err)
 	}

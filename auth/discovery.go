@@ -391,6 +391,8 @@ type serverMetadata struct {
 	TokenEndpoint         once[string]   `json:"token_endpoint"`
 	RegistrationEndpoint  once[string]   `json:"registration_endpoint"`
 	RevocationEndpoint    once[string]   `json:"revocation_endpoint"`
+	IntrospectionEndpoint once[string]   `json:"introspection_endpoint"`
+	IntrospectionMethods  once[[]string] `json:"introspection_endpoint_auth_methods_supported"`
 	JWKS                  once[string]   `json:"jwks_uri"`
 	ChallengeMethods      once[[]string] `json:"code_challenge_methods_supported"`
 	AuthMethods           once[[]string] `json:"token_endpoint_auth_methods_supported"`
@@ -519,6 +521,7 @@ func (w *walk) serverAt(ctx context.Context, p place, issuer string, spec bool) 
 		{"token_endpoint", meta.TokenEndpoint.value, true},
 		{"registration_endpoint", meta.RegistrationEndpoint.value, false},
 		{"revocation_endpoint", meta.RevocationEndpoint.value, false},
+		{"introspection_endpoint", meta.IntrospectionEndpoint.value, false},
 		{"jwks_uri", meta.JWKS.value, false},
 	} {
 		if e.value == "" {

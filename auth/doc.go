@@ -34,6 +34,11 @@
 // forwarded or, by the exchange room, exchanged. Only when it is missing there is
 // a link. Remotes of one group (group.go) may use one grant.
 //
+// Who a user is, where there are many, inbound.go reads from the bearer tokens of
+// their clients, verified with keys.go or by asking the provider, and browser.go
+// from the login of their browsers: the same claims make the same [Principal]. A
+// flow belongs to one, and goes on for nobody else ([Visit]).
+//
 // A state carries nothing: it is 256 random bits, stored as a hash, good for one
 // use in ten minutes. What a flow needs stays in the [Store], which is told of
 // every change before the change counts. [Memory] (memory.go) ends with the

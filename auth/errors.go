@@ -25,6 +25,9 @@ var (
 	ErrWrongRemote = errors.New("callback for another remote")
 	// ErrWrongBrowser: the browser that finishes is not the one that began.
 	ErrWrongBrowser = errors.New("callback from another browser")
+	// ErrWrongPerson: another account is logged in at the browser than the one that
+	// the sign-in is for, or none.
+	ErrWrongPerson = errors.New("opened by another account")
 	// ErrIssuerMismatch: the authorization response is from another issuer (RFC 9207).
 	ErrIssuerMismatch = errors.New("authorization response from another issuer")
 	// ErrDenied: the authorization server answered with an error.
@@ -50,6 +53,10 @@ type RequiredError struct {
 	Expires time.Time // of the link
 	Reason  Reason
 	Issuer  string // who will ask for the sign-in
+
+	Stranger bool // somebody else has opened the link, in vain
+
+	flow string
 }
 
 func (e *RequiredError) Error() string {

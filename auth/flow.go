@@ -49,7 +49,10 @@ type flowFacts struct {
 	States    []stateRef
 	Ended     bool
 	Outcome   Outcome
-	Prompt    bool // the authorization server wants to show something: no more tries without
+	Prompt    bool      // the authorization server wants to show something: no more tries without
+	Client    string    `json:",omitempty"` // the program that asked last, as it calls itself
+	Asked     time.Time // when that was
+	Stranger  time.Time `json:",omitzero"` // when somebody else opened the link
 
 	Frozen      discovered
 	RedirectURI string
@@ -82,10 +85,43 @@ type FlowInfo struct {
 	Remote    string
 	Issuer    string
 	Scopes    []string
-	Created   time.Time
+	Client    string    // the program that asked, as it calls itself: anybody's text, printable
+	Asked     time.Time // when it did
+	Stranger  time.Time // when somebody else opened the link last; zero: nobody did
 	Expires   time.Time
 	Ended     bool
 	Outcome   Outcome // once ended
+}
+
+// Visit is a browser at a flow's link.
+type Visit struct {
+	// Who is logged in at the browser, the zero Principal if nobody is. Where users
+	// log in at the gateway (see [Login].Audience), it has to be the flow's own.
+	Who Principal
+	// Tour says that the next remote follows when this one is done ([Finished].Tour).
+	Tour bool
+}
+
+// admits reports whether a visit may go on with a flow.
+//
+// MCP elicitation, phishing: "the server MUST ensure that the user who started
+// the elicitation request is the same user who completes the authorization flow".
+// Where nobody logs in, the cookie alone says so (see the gateway's connect page).
+func (b *Broker) admits(f *flow, who Principal) bool {
+	return b.audience == "" || who == f.Principal
+}
+
+// stranger notes that somebody else came to a flow.
+func (b *Broker) stranger(ctx context.Context, f *flow, who Principal) error {
+	b.log.WarnContext(ctx, "a sign-in link was opened by another account", "remote", f.Remote, "principal", f.Principal, "by", who, "flow", f.shortHash())
+	now := b.now()
+	if _, err := b.updateFlow(ctx, f.ID, func(f *flow) error {
+		f.Stranger = now
+		return nil
+	}); err != nil && !errors.Is(err, ErrFlowUnknown) {
+		b.log.WarnContext(ctx, "noting that failed", "error", err)
+	}
+	return ErrWrongPerson
 }
 
 // Start is what sends a browser to the authorization server.
@@ -136,7 +172,7 @@ func randomText() string {
 // required is the error that hands out a flow's link.
 func (b *Broker) required(f *flow) *RequiredError {
 	return &RequiredError{Remote: f.Remote, AuthURL: b.publicURL + "/connect/" + f.ID,
-		Expires: f.Expires, Reason: f.Reason, Issuer: f.Frozen.Issuer}
+		Expires: f.Expires, Reason: f.Reason, Issuer: f.Frozen.Issuer, Stranger: !f.Stranger.IsZero(), flow: f.ID}
 }
 
 // startFlow starts a flow, or joins the start that is under way for the key.
@@ -200,7 +236,7 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 	f := &flow{
 		flowFacts: flowFacts{
 			ID: rand.Text(), Principal: k.principal, Remote: k.remote, RemoteURL: r.URL,
-			Reason: w.reason, Scopes: scopes, Raised: w.raised, Created: now, Expires: now.Add(flowLife),
+			Reason: w.reason, Scopes: scopes, Raised: w.raised, Created: now, Expires: now.Add(flowLife), Asked: now,
 			Frozen: *d, RedirectURI: reg.RedirectURI, ClientID: reg.ClientID, AuthMethod: reg.AuthMethod, Source: reg.Source,
 		},
 		ClientSecret: reg.ClientSecret,
@@ -310,10 +346,10 @@ func (b *Broker) scopesFor(ctx context.Context, k key, r *Remote, w wish, d *dis
 	return withOffline(r, d, unionScopes(w.keep, open, scopesOf(r, w.challenge, d), w.need)), nil
 }
 
-// Begin answers GET /connect/{flow}: it mints a state, a PKCE verifier and a
+// Begin goes on from a flow's link: it mints a state, a PKCE verifier and a
 // cookie and says where to send the browser. Every call begins anew, in another
 // tab perhaps; the flow's first success ends them all.
-func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
+func (b *Broker) Begin(ctx context.Context, flowID string, v Visit) (*Start, error) {
 	f, err := b.readFlow(ctx, flowID)
 	if err != nil {
 		return nil, err
@@ -322,10 +358,13 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 	if r := b.remotes[f.Remote]; r == nil || !f.fits(r) || !f.live(now) {
 		return nil, ErrFlowUnknown
 	}
+	if !b.admits(f, v.Who) {
+		return nil, b.stranger(ctx, f, v.Who)
+	}
 	id, cookie := randomText(), randomText()
 	silently := b.unprompted(ctx, f)
 	s := &state{
-		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife), Unprompted: silently},
+		stateFacts: stateFacts{Flow: f.ID, CookieHash: hash("cookie", cookie), Expires: now.Add(stateLife), Unprompted: silently, Tour: v.Tour},
 		Verifier:   secret.New(oauth2.GenerateVerifier()),
 	}
 	if err := b.putState(ctx, id, s); err != nil {
@@ -378,18 +417,22 @@ func (b *Broker) Begin(ctx context.Context, flowID string) (*Start, error) {
 }
 
 // cookieName is different for every state, so that tabs do not overwrite each
-// other's. The prefix ties the cookie to this very host, over TLS.
+// other's.
 func (b *Broker) cookieName(state string) string {
-	name := "gatehouse_flow_" + hash("cookie name", state)[:8]
-	if strings.HasPrefix(b.publicURL, "https:") {
-		return "__Host-" + name
-	}
-	return name
+	return b.cookiePrefix() + "gatehouse_flow_" + hash("cookie name", state)[:8]
 }
 
-// Flow returns what the pages show of a flow: while its link works, and for
-// ten minutes after it has ended.
-func (b *Broker) Flow(ctx context.Context, flowID string) (*FlowInfo, error) {
+// cookiePrefix ties a cookie to this very host, over TLS.
+func (b *Broker) cookiePrefix() string {
+	if strings.HasPrefix(b.publicURL, "https:") {
+		return "__Host-"
+	}
+	return ""
+}
+
+// Flow returns what the pages show of a flow to a visitor: while its link works,
+// and for ten minutes after it has ended.
+func (b *Broker) Flow(ctx context.Context, flowID string, v Visit) (*FlowInfo, error) {
 	f, err := b.readFlow(ctx, flowID)
 	if err != nil {
 		return nil, err
@@ -397,8 +440,35 @@ func (b *Broker) Flow(ctx context.Context, flowID string) (*FlowInfo, error) {
 	if !b.now().Before(f.Expires) {
 		return nil, ErrFlowUnknown
 	}
-	return &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, Scopes: f.Scopes,
-		Created: f.Created, Expires: f.Expires, Ended: f.Ended, Outcome: f.Outcome}, nil
+	info := &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, Scopes: f.Scopes,
+		Client: f.Client, Asked: f.Asked, Stranger: f.Stranger, Expires: f.Expires, Ended: f.Ended, Outcome: f.Outcome}
+	if !b.admits(f, v.Who) {
+		return info, b.stranger(ctx, f, v.Who)
+	}
+	return info, nil
+}
+
+// Skip ends a flow of [LoginRemote] whose sign-in has come about by a browser's
+// login (see [Broker.FinishLogin]), and so is not needed any more.
+func (b *Broker) Skip(ctx context.Context, flowID string) error {
+	now := b.now()
+	var states []stateRef
+	f, err := b.updateFlow(ctx, flowID, func(f *flow) error {
+		if f.Ended {
+			return ErrFlowUnknown
+		}
+		states = f.States
+		f.Ended, f.States, f.Expires = true, nil, now.Add(endedLife)
+		f.Outcome = Outcome{OK: true, Say: "You are logged in."}
+		return nil
+	})
+	if errors.Is(err, ErrFlowUnknown) {
+		return nil // it has ended anyhow
+	} else if err != nil {
+		return err
+	}
+	b.dropStates(ctx, states)
+	return b.endServed(ctx, f)
 }
 
 // Conclude notes what came of the connection after a sign-in, for whoever
@@ -637,6 +707,7 @@ func (b *Broker) reuse(ctx context.Context, k key, w wish) (*flow, error) {
 		if !f.live(now.Add(flowRest)) {
 			return ErrFlowUnknown
 		}
+		f.Asked = now
 		return nil
 	})
 	if errors.Is(err, ErrFlowUnknown) {
@@ -659,6 +730,7 @@ type stateFacts struct {
 	CookieHash string
 	Expires    time.Time
 	Unprompted bool // the authorization server was asked to show nothing
+	Tour       bool // the next remote follows
 }
 
 // stateRecord is a state's form in the store.

@@ -31,7 +31,7 @@ func TestWalk(t *testing.T) {
 	if s := w.Status(p, "r0"); s.SignedIn || s.Pending == nil || s.Pending.AuthURL != required.AuthURL {
 		t.Errorf("status while pending: %+v", s)
 	}
-	info, err := w.Flow(ctx, flowOf(required))
+	info, err := w.Flow(ctx, flowOf(required), auth.Visit{})
 	if err != nil || info.Principal != p || info.Remote != "r0" || info.Issuer != w.p.issuer() || info.Ended {
 		t.Errorf("flow: %+v, %v", info, err)
 	}
@@ -70,14 +70,14 @@ func TestWalk(t *testing.T) {
 	// The link says what came of it, for ten minutes, and begins nothing.
 	outcome := auth.Outcome{OK: true, Say: "connected"}
 	w.Conclude(ctx, finished.FlowID, outcome)
-	if info, err := w.Flow(ctx, finished.FlowID); err != nil || !info.Ended || info.Outcome != outcome {
+	if info, err := w.Flow(ctx, finished.FlowID, auth.Visit{}); err != nil || !info.Ended || info.Outcome != outcome {
 		t.Errorf("ended flow: %+v, %v", info, err)
 	}
-	if _, err := w.Begin(ctx, finished.FlowID); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(ctx, finished.FlowID, auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("Begin of an ended flow: %v", err)
 	}
 	w.clock.Advance(10 * time.Minute)
-	if _, err := w.Flow(ctx, finished.FlowID); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Flow(ctx, finished.FlowID, auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("flow ten minutes after its end: %v", err)
 	}
 	for name, text := range map[string]string{
@@ -139,7 +139,7 @@ func TestPendingLinkSlides(t *testing.T) {
 	if w.link(auth.Local, "r0").AuthURL == first.AuthURL {
 		t.Error("a link lives for more than an hour")
 	}
-	if _, err := w.Begin(t.Context(), flowOf(first)); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(t.Context(), flowOf(first), auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("Begin of an expired link: %v", err)
 	}
 }
@@ -154,12 +154,12 @@ func TestFlowsOfOnePrincipalAreCapped(t *testing.T) {
 		links = append(links, w.link(auth.Local, fmt.Sprintf("r%d", i)))
 	}
 	for i, link := range links {
-		_, err := w.Flow(t.Context(), flowOf(link))
+		_, err := w.Flow(t.Context(), flowOf(link), auth.Visit{})
 		if gone := errors.Is(err, auth.ErrFlowUnknown); gone != (i < remotes-10) {
 			t.Errorf("flow %d of %d: %v", i, remotes, err)
 		}
 	}
-	if _, err := w.Flow(t.Context(), flowOf(his)); err != nil {
+	if _, err := w.Flow(t.Context(), flowOf(his), auth.Visit{}); err != nil {
 		t.Errorf("another's flow: %v", err)
 	}
 }
@@ -281,7 +281,7 @@ func TestStepUp(t *testing.T) {
 		t.Errorf("reason %q", required.Reason)
 	}
 	scopes := func(e *auth.RequiredError) string {
-		info, err := w.Flow(t.Context(), flowOf(e))
+		info, err := w.Flow(t.Context(), flowOf(e), auth.Visit{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,7 +340,7 @@ func TestScopes(t *testing.T) {
 				return w.required(a.Challenge(t.Context(), w.answer("r0", "", http.StatusUnauthorized, tt.challenge)))
 			}
 			required := challenge()
-			info, err := w.Flow(t.Context(), flowOf(required))
+			info, err := w.Flow(t.Context(), flowOf(required), auth.Visit{})
 			if err != nil || strings.Join(info.Scopes, " ") != tt.want {
 				t.Errorf("scopes %q, want %q (%v)", info.Scopes, tt.want, err)
 			}
@@ -384,7 +384,7 @@ func TestUnknownAndDisabled(t *testing.T) {
 			t.Errorf("%s of an unknown remote: %v", what, err)
 		}
 	}
-	if _, err := w.Begin(ctx, "nonsense"); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(ctx, "nonsense", auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("Begin of nonsense: %v", err)
 	}
 	if s := w.Status(auth.Local, "nobody"); s.SignedIn || s.Pending != nil {

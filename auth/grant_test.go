@@ -486,7 +486,7 @@ func TestEnd(t *testing.T) {
 	if w.token(p, "r0") != "" {
 		t.Error("the grant is still there")
 	}
-	if _, err := w.Begin(t.Context(), flowOf(pending)); !errors.Is(err, auth.ErrFlowUnknown) {
+	if _, err := w.Begin(t.Context(), flowOf(pending), auth.Visit{}); !errors.Is(err, auth.ErrFlowUnknown) {
 		t.Errorf("the flow is still there: %v", err)
 	}
 	if w.token(other, "r0") == "" {

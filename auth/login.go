@@ -37,6 +37,10 @@ type Login struct {
 	ClientSecret secret.Text // empty: a public client
 	AuthMethod   string      // empty: what the provider lists
 	Scopes       []string    // empty: [DefaultScopes]
+
+	Audience       string   // that a client's bearer token must name; empty: nobody may present one
+	IdentityClaims []string // of bearer and ID tokens, that tell one user from another; empty: sub
+
 	// IDTokenFile holds a workload's own identity, an ID token that something else
 	// keeps fresh. It stands for every principal, and nobody logs in.
 	IDTokenFile string
@@ -190,56 +194,27 @@ func (b *Broker) requireLogin(ctx context.Context, p Principal, r *Remote) error
 	return err
 }
 
-// LoginTokens are what the login's provider issued to the gateway at a login
-// that something else than a flow of the [Broker] has brought to its end.
-type LoginTokens struct {
-	ID      secret.Text // required
-	Access  secret.Text // required
-	Refresh secret.Text // empty: the login ends with its ID token
-	Expires time.Time   // of Access; zero: unknown
-	Scopes  []string    // granted
-}
-
-// KeepLogin keeps the tokens of a login for a principal, like those of a flow:
-// in the store, renewed when they have to be, used for the remotes that live on
-// the login. The ID token is verified.
-func (b *Broker) KeepLogin(ctx context.Context, p Principal, t LoginTokens) error {
-	if b.login == nil {
-		return ErrUnknownRemote
-	}
-	work, done, err := b.work(finishTime)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := b.verifyLogin(work, t.ID, secret.Text{}); err != nil {
-		return &Error{Kind: KindToken, Remote: LoginRemote, Say: "the identity provider did not issue an ID token that can be verified", Err: err}
-	}
-	meta, err := b.discoverer.issuer(work, b.login, b.login.Issuer, nil)
-	if err != nil {
-		return err
-	}
-	c := b.loginClient(meta.AuthMethods.value)
+// keepLogin keeps what a browser's login has brought, like what a flow has: in
+// the store, renewed when it has to be, used for the remotes that live on the
+// login. The ID token has been verified.
+func (b *Broker) keepLogin(ctx context.Context, p Principal, d *discovered, answer *endpoint.Answer) error {
+	c := b.loginClient(d.AuthMethods)
 	g := &grant{
 		grantFacts: grantFacts{
 			Principal: p, Remote: LoginRemote, RemoteURL: b.login.URL, Issuer: b.login.Issuer,
 			ClientID: c.ID, AuthMethod: c.Method,
-			TokenEndpoint: meta.TokenEndpoint.value, RevocationEndpoint: meta.RevocationEndpoint.value,
+			TokenEndpoint: d.TokenEndpoint, RevocationEndpoint: d.RevocationEndpoint,
 			Requested: b.login.Scopes,
 		},
 		ClientSecret: c.Secret,
 	}
-	answer := &endpoint.Answer{Access: t.Access, Refresh: t.Refresh, ID: t.ID, Scope: strings.Join(t.Scopes, " ")}
-	if !t.Expires.IsZero() {
-		answer.ExpiresIn = max(t.Expires.Sub(b.now()), time.Second)
-	}
 	k := key{p, LoginRemote}
 	// What was got for another account of the same person is not theirs any more.
-	b.clearTokens(work, p, "")
-	if err := b.writeGrant(work, k, b.login, g.receive(answer, b.now()), AnyVersion); err != nil {
+	b.clearTokens(ctx, p, "")
+	if err := b.writeGrant(ctx, k, b.login, g.receive(answer, b.now()), AnyVersion); err != nil {
 		return internalError(LoginRemote, err)
 	}
-	b.log.InfoContext(ctx, "login kept", "principal", p, "issuer", b.login.Issuer)
+	b.clearTrouble(ctx, k)
 	return nil
 }
 
@@ -313,6 +288,7 @@ type idClaims struct {
 	Subject  string          `json:"sub"`
 	Audience json.RawMessage `json:"aud"`
 	Expires  float64         `json:"exp"`
+	Nonce    string          `json:"nonce"`
 }
 
 func readIDToken(token secret.Text) (c idClaims, ok bool) {
@@ -327,17 +303,7 @@ func readIDToken(token secret.Text) (c idClaims, ok bool) {
 	return c, true
 }
 
-func (c idClaims) audience() []string {
-	var one string
-	if json.Unmarshal(c.Audience, &one) == nil && one != "" {
-		return []string{one}
-	}
-	var many []string
-	if json.Unmarshal(c.Audience, &many) != nil {
-		return nil
-	}
-	return many
-}
+func (c idClaims) audience() []string { return audience(c.Audience) }
 
 // expires is the token's end. OpenID Connect Core section 2 requires exp: a
 // token without it is over.
@@ -348,40 +314,28 @@ func (c idClaims) expires() time.Time {
 	return time.Unix(int64(c.Expires), 0)
 }
 
-// loginKeys are the provider's keys, fetched when they are needed.
-type loginKeys struct {
-	mu  sync.Mutex // guards what follows
-	at  string     // jwks_uri
-	set oidc.KeySet
-}
-
 // verifyLogin checks an ID token as OpenID Connect Core section 3.1.3.7 says:
-// signature, issuer, audience, expiry; at a refresh also that the subject is the
-// one it was (section 12.2).
-func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, was secret.Text) error {
-	meta, err := b.discoverer.issuer(ctx, b.login, b.login.Issuer, nil)
-	if err != nil {
-		return fmt.Errorf("looking for the provider's keys: %w", err)
-	}
-	at := meta.JWKS.value
-	if at == "" {
-		return errors.New("the provider's metadata names no jwks_uri")
-	}
-	b.keys.mu.Lock()
-	if b.keys.at != at {
-		b.keys.at, b.keys.set = at, rp.NewRemoteKeySet(b.login.HTTP.Fetch(), at)
-	}
-	set := b.keys.set
-	b.keys.mu.Unlock()
-	// The clocks may differ a little, and a token about to expire is of no use.
-	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, set, rp.WithIssuedAtOffset(freshEnough), rp.WithSupportedSigningAlgorithms(
-		"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"))
-	claims, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, token.Value(), verifier)
-	if err != nil {
-		return fmt.Errorf("verifying an ID token: %w", endpoint.WithoutURL(err))
-	}
-	if before, ok := readIDToken(was); ok && before.Subject != claims.Subject {
+// signature, issuer, audience, expiry, and the nonce that was sent, empty if none
+// was. was is the token that this one replaces, at a refresh.
+func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, nonce string, was secret.Text) error {
+	now, _ := readIDToken(token)
+	before, renewed := readIDToken(was)
+	switch {
+	// Section 12.2: the renewed token "SHOULD NOT have a nonce Claim [...]; however,
+	// if it is present, its value MUST be the same as in the ID Token issued at the
+	// time of the original authentication".
+	case renewed && now.Nonce != "" && now.Nonce != before.Nonce, !renewed && now.Nonce != nonce:
+		return errors.New("the ID token answers another login: its nonce differs")
+	// "its sub Claim Value MUST be the same as in the ID Token issued when the
+	// original authentication occurred".
+	case renewed && now.Subject != before.Subject:
 		return errors.New("the renewed ID token is another subject's")
+	}
+	// The clocks may differ a little, and a token about to expire is of no use.
+	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, b.keys, rp.WithIssuedAtOffset(freshEnough),
+		rp.WithSupportedSigningAlgorithms(signatures...), rp.WithNonce(func(context.Context) string { return now.Nonce }))
+	if _, err := rp.VerifyIDToken[*oidc.IDTokenClaims](ctx, token.Value(), verifier); err != nil {
+		return fmt.Errorf("verifying an ID token: %w", endpoint.WithoutURL(err))
 	}
 	return nil
 }

@@ -388,7 +388,7 @@ type visit struct {
 
 func (w *world) visit(e *auth.RequiredError) *visit {
 	w.t.Helper()
-	start, err := w.Begin(w.t.Context(), flowOf(e))
+	start, err := w.Begin(w.t.Context(), flowOf(e), auth.Visit{})
 	if err != nil {
 		w.t.Fatal(err)
 	}

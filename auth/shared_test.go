@@ -3,10 +3,13 @@ package auth_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -461,5 +464,71 @@ func TestCallerWhoGaveUpDoesNotLook(t *testing.T) {
 	}
 	if other.token(auth.Local, "r0") != "" {
 		t.Error("the sign-out is not seen")
+	}
+}
+
+// gossip is a store that tells of every grant that is written, again and again.
+type gossip struct {
+	auth.Store
+	mu    sync.Mutex
+	names []string
+}
+
+func (g *gossip) Put(ctx context.Context, bucket, key string, value []byte, version uint64, expires time.Time) (uint64, error) {
+	if bucket == auth.BucketGrants {
+		g.mu.Lock()
+		if name := auth.GrantName(key); !slices.Contains(g.names, name) {
+			g.names = append(g.names, name)
+		}
+		g.mu.Unlock()
+	}
+	return g.Store.Put(ctx, bucket, key, value, version, expires)
+}
+
+func (g *gossip) Watch(ctx context.Context, changed func(bucket, name string)) {
+	for ctx.Err() == nil {
+		g.mu.Lock()
+		names := slices.Clone(g.names)
+		g.mu.Unlock()
+		for _, name := range names {
+			changed(auth.BucketGrants, name)
+		}
+		runtime.Gosched()
+	}
+}
+
+// Others change grants while they are being used and refreshed here: nobody
+// waits for each other in a circle.
+func TestNewsWhileRefreshing(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.p.set(func() { w.p.rotate = true })
+	w.store = &gossip{Store: w.store}
+	w.Broker = w.broker(1, nil)
+	users := make([]auth.Principal, 4)
+	for i := range users {
+		users[i] = auth.Principal{Issuer: "https://idp.example", Subject: fmt.Sprint(i)}
+		w.signIn(users[i], "r0")
+	}
+	var wg sync.WaitGroup
+	for _, user := range users {
+		wg.Go(func() {
+			a := w.Authorizer(user, "r0")
+			for range 300 {
+				w.clock.Advance(50 * time.Minute)
+				if _, err := a.Token(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wg.Wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("they wait for each other")
 	}
 }

@@ -147,7 +147,7 @@ func (o *office) link(p auth.Principal, name string) *auth.RequiredError {
 // logIn follows a link to its end.
 func (o *office) logIn(link *auth.RequiredError) error {
 	o.t.Helper()
-	start, err := o.Begin(o.t.Context(), path.Base(link.AuthURL))
+	start, err := o.Begin(o.t.Context(), path.Base(link.AuthURL), auth.Visit{})
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -239,32 +239,6 @@ func TestLoginServesAll(t *testing.T) {
 	if s := o.Exchanges(); s.Size != 1 {
 		t.Errorf("the cache after bob's end: %+v", s)
 	}
-}
-
-// A login that came another way, the browser's at the gateway, serves as well.
-func TestKeepLogin(t *testing.T) {
-	o := newOffice(t, nil)
-	carol := auth.Principal{Issuer: o.idp.Issuer(), Subject: "carol"}
-	tokens := auth.LoginTokens{ID: secret.New(o.idp.IDTokenFor("carol", "another")), Access: secret.New(o.idp.Mint("carol", ""))}
-	if err := o.KeepLogin(t.Context(), carol, tokens); err == nil {
-		t.Error("an ID token for somebody else was kept")
-	}
-	o.link(carol, "files")
-	tokens.ID = secret.New(o.idp.IDTokenFor("carol", "gatehouse"))
-	if err := o.KeepLogin(t.Context(), carol, tokens); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"files", "wiki", "crm"} {
-		o.works(carol, name)
-	}
-	if s := o.Status(carol, "files"); !s.SignedIn || s.Account != "carol" {
-		t.Errorf("status: %+v", s)
-	}
-	o.link(alice, "files")
-	if _, err := o.SignOut(t.Context(), carol, auth.LoginRemote); err != nil {
-		t.Fatal(err)
-	}
-	o.link(carol, "files")
 }
 
 // A login whose ID token runs out is renewed without anybody; nothing is

@@ -195,7 +195,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	}
 	b.refreshed(h.key.remote, RefreshDone)
 	if h.remote.login && !answer.ID.IsEmpty() {
-		if err := b.verifyLogin(ctx, answer.ID, g.ID); err != nil {
+		if err := b.verifyLogin(ctx, answer.ID, "", g.ID); err != nil {
 			// The rest of the answer is good, and the old refresh token may be used up.
 			log.Warn("the renewed ID token is not used", "error", err)
 			answer.ID = secret.Text{}

@@ -121,6 +121,10 @@ const (
 	eventSignInFinished = "sign-in finished"
 	eventSignInRefused  = "sign-in refused"
 	eventSignOut        = "sign-out"
+	eventLogin          = "login" // of a browser at the gateway
+	eventLoginRefused   = "login refused"
+	eventLogout         = "logout"
+	eventRefused        = "refused" // a request, for want of knowing who sends it
 )
 
 func (g *Gateway) signInBegun(ctx context.Context, flow *auth.FlowInfo) {
@@ -155,7 +159,7 @@ func whyRefused(err error) string {
 		err error
 		why string
 	}{
-		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
+		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrWrongPerson, "wrong_person"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
 		{auth.ErrDenied, "denied"}, {auth.ErrExchange, "exchange_failed"}, {auth.ErrStateUnknown, "state_unknown"}, {errTooMany, "too_many"},
 	} {
 		if errors.Is(err, known.err) {

@@ -17,7 +17,7 @@ const (
 	// clientIdle is how long a client with a session may be silent, without an
 	// open stream, before its session ends. Most clients leave without a word.
 	clientIdle  = 4 * time.Hour
-	clientSweep = time.Minute
+	clientSweep = 10 * time.Second
 )
 
 // clients are the MCP sessions of the legacy era over HTTP, by their ids.
@@ -168,11 +168,12 @@ func (c *clients) answered(cl *client, message json.RawMessage) bool {
 	return true
 }
 
-// enter finds a client and counts a request of it; leave ends the request.
-func (c *clients) enter(id string) (cl *client, leave func(), ok bool) {
+// enter finds a client and counts a request of it; leave ends the request. A
+// client whose view is not theirs who ask is not there for them.
+func (c *clients) enter(id string, theirs func(*view) bool) (cl *client, leave func(), ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if cl, ok = c.byID[id]; !ok {
+	if cl, ok = c.byID[id]; !ok || !theirs(cl.view) {
 		return nil, nil, false
 	}
 	cl.active++
@@ -284,7 +285,19 @@ func (c *clients) sweep() {
 		case <-ticker.C:
 		}
 		c.endIdle()
+		c.g.restIdle()
 	}
+}
+
+// views are those that have clients with a session.
+func (c *clients) views() map[*view]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	held := make(map[*view]bool, len(c.byID))
+	for _, cl := range c.byID {
+		held[cl.view] = true
+	}
+	return held
 }
 
 // endIdle ends them all at once: a remote that is down makes each goodbye take

@@ -212,8 +212,6 @@ type storeFile struct {
 	Keyring bool   `json:"keyring"`
 }
 
-const notYet = "not supported yet"
-
 // ParseConfig reads a config; name is its file, which paths in it are relative
 // to, and getenv looks variables up. All problems come at once, as a
 // [*ConfigError].
@@ -278,7 +276,7 @@ func (s *Server) ToolPrefix() string {
 
 // SetListen overrides gateway.listen.
 func (c *Config) SetListen(address string) error {
-	if say := checkListen(address); say != "" {
+	if say := c.checkListen(address); say != "" {
 		return fmt.Errorf("--listen: %s", say)
 	}
 	c.Gateway.Listen = address
@@ -658,9 +656,6 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		Metrics: f.Metrics, Audit: f.Audit, TLS: f.TLS,
 		TrustedProxies: checkAddresses(r, at+".trustedProxies", f.TrustedProxies),
 	}
-	if say := checkListen(g.Listen); say != "" {
-		r.problem(at+".listen", "%s", say)
-	}
 	if _, port, err := net.SplitHostPort(g.Metrics.Listen); g.Metrics.Listen != "" && (err != nil || !isPort(port)) {
 		r.problem(at+".metrics.listen", "must be host:port, such as 127.0.0.1:9090")
 	}
@@ -679,6 +674,12 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 	}
 	checkStore(r, at+".store", &g.Store)
 	c.checkLogin(r, at+".auth", f.Auth)
+	if say := c.checkListen(g.Listen); say != "" {
+		r.problem(at+".listen", "%s", say)
+	}
+	if c.Users() && r.given(at+".sessions") {
+		r.problem(at+".sessions", "has no effect where gateway.auth tells users apart")
+	}
 	c.checkGroups(r)
 	checkPath(r, at+".oauth.metadataPath", g.OAuth.MetadataPath)
 	checkCallbackPath(r, at+".oauth.callbackPath", g.OAuth.CallbackPath)
@@ -761,16 +762,27 @@ func checkStore(r *reader, at string, s *Store) {
 	}
 }
 
+// Users reports whether clients and browsers have to say who they are, when the
+// gateway is served over HTTP.
+func (c *Config) Users() bool {
+	login := c.Gateway.Login
+	return login != nil && login.IDTokenFile == ""
+}
+
 // checkListen refuses what others could reach: without inbound auth everybody
 // who connects would act as this user.
-func checkListen(address string) string {
+func (c *Config) checkListen(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	// The address is not repeated: it may have come from a variable.
 	if err != nil || !isPort(port) {
 		return "must be host:port, such as 127.0.0.1:8080"
 	}
-	if !isLoopbackName(host) {
-		return "an address that other machines can reach needs inbound sign-in, and that is " + notYet + ": listen on loopback, such as 127.0.0.1:8080"
+	switch {
+	case isLoopbackName(host):
+	case !c.Users():
+		return "an address that other machines can reach needs gateway.auth, which says who may connect: set it, or listen on loopback, such as 127.0.0.1:8080"
+	case c.Gateway.PublicURL == "":
+		return "an address that other machines can reach needs gateway.publicUrl, by which they reach it"
 	}
 	return ""
 }

@@ -38,6 +38,8 @@ type Login struct {
 	Issuer         string
 	ClientID       string
 	ClientSecret   secret.Text
+	Audience       string   // whom clients' tokens must be for; empty: the public URL's /mcp
+	IdentityClaims []string // that tell users apart; empty: sub
 	Scopes         []string // empty: openid profile email groups
 	IDTokenFile    string   // a workload's own identity, instead of users'
 	AllowAddresses []netip.Prefix
@@ -51,8 +53,8 @@ type loginFile struct {
 	IDTokenFile    string   `json:"idTokenFile"`
 	AllowAddresses []string `json:"allowAddresses"`
 
-	Audience       string   `json:"audience" later:"true"`
-	IdentityClaims []string `json:"identityClaims" later:"true"`
+	Audience       string   `json:"audience"`
+	IdentityClaims []string `json:"identityClaims"`
 }
 
 type authFile struct {
@@ -236,14 +238,12 @@ func (c *Config) checkGroups(r *reader) {
 
 // checkLogin reads gateway.auth, and holds the remotes that need it against it.
 func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
-	var needs []string
 	for i := range c.Servers {
 		s := &c.Servers[i]
 		if !s.Auth.ByLogin() || s.Disabled {
 			continue
 		}
 		here := join("mcpServers", s.Name) + ".auth"
-		needs = append(needs, here)
 		switch {
 		case f == nil:
 			r.problem(here+".type", "%s needs gateway.auth: the identity provider where users log in to the gateway", s.Auth.Type)
@@ -254,7 +254,8 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 	if f == nil {
 		return
 	}
-	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile}
+	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile,
+		Audience: f.Audience, IdentityClaims: f.IdentityClaims}
 	l.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
 	c.Gateway.Login = l
 	if f.Issuer == "" {
@@ -270,8 +271,18 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 		// present, the behavior is entirely unspecified."
 		r.problem(at+".scopes", `must hold "openid"`)
 	}
-	if len(needs) == 0 {
-		r.problem(at, "has no effect: no remote's auth.type is forward, exchange or idJag")
+	for i, claim := range f.IdentityClaims {
+		switch claim {
+		case "":
+			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "must be the name of a claim")
+		case "email", "preferred_username", "name", "nickname":
+			// OpenID Connect Core section 5.7: these "MUST NOT be used as unique
+			// identifiers for the End-User".
+			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "%s may change, and may become another person's: name a claim that never does, such as sub", claim)
+		}
+	}
+	if f.IDTokenFile != "" && (f.Audience != "" || len(f.IdentityClaims) > 0) {
+		r.problem(at+".idTokenFile", `stands for everybody, so there are no users that "audience" and "identityClaims" could tell apart`)
 	}
 }
 

@@ -16,10 +16,6 @@ import (
 // This file reads JWCC (JSON with comments and trailing commas) into tagged
 // structs and notes where everything was, so that each problem has its line.
 // It knows nothing of what the settings mean; config.go does.
-//
-// A field's tags: json is the key; later:"true" marks a documented key that
-// this version does not have yet and refuses unless it is off or has the
-// documented default, which default:"…" gives where that is not the zero value.
 
 // Problem is one thing that is wrong with a config.
 type Problem struct {
@@ -334,29 +330,8 @@ func (r *reader) decodeStruct(v value, path string, dst reflect.Value, unknown f
 			r.problemAt(m.Name.StartOffset, at, "unknown key%s", didYouMean(name, keys))
 		default:
 			r.decode(m.Value, at, dst.Field(i), nil)
-			// Its documented default changes nothing.
-			tag := dst.Type().Field(i).Tag
-			if tag.Get("later") != "" && !isOff(dst.Field(i)) && fmt.Sprint(dst.Field(i)) != tag.Get("default") {
-				r.problemAt(m.Name.StartOffset, at, "not supported yet: this version refuses it rather than ignoring it")
-			}
 		}
 	}
-}
-
-// isOff reports whether a value is the zero one, or empty.
-func isOff(v reflect.Value) bool {
-	switch v.Kind() {
-	case reflect.Map, reflect.Slice:
-		return v.Len() == 0
-	case reflect.Struct:
-		for _, field := range v.Fields() {
-			if !isOff(field) {
-				return false
-			}
-		}
-		return true
-	}
-	return v.IsZero()
 }
 
 // expand replaces ${VAR}, ${VAR:-default} and ${env:VAR}. What a variable

@@ -26,7 +26,7 @@ func (g *Gateway) getPrompt(ctx context.Context, c caller, params json.RawMessag
 	if !ok {
 		return nil, &invalidParams{"prompts/get needs the name of a prompt"}
 	}
-	p, err := g.findPrompt(ctx, c.view, name)
+	p, err := g.findPrompt(ctx, c, name)
 	if err != nil {
 		return nil, err
 	}
@@ -36,8 +36,8 @@ func (g *Gateway) getPrompt(ctx context.Context, c caller, params json.RawMessag
 	return g.send(ctx, c, p.remote, "prompts/get", params)
 }
 
-func (g *Gateway) findPrompt(ctx context.Context, v *view, name string) (entry, error) {
-	return g.find(ctx, v, name, func(m *merged) *entries { return &m.prompts }, func(name string) error {
+func (g *Gateway) findPrompt(ctx context.Context, c caller, name string) (entry, error) {
+	return g.find(ctx, c, name, func(m *merged) *entries { return &m.prompts }, func(name string) error {
 		return &invalidParams{fmt.Sprintf("unknown prompt %q", short(name))}
 	})
 }
@@ -89,7 +89,7 @@ func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, or
 	}
 	if remote, original, ok := g.unqualify(uri); ok {
 		if !c.view.known(remote) {
-			err = g.connectFirst(ctx, c.view, remote)
+			err = g.connectFirst(ctx, c, remote)
 		}
 		return remote, original, err
 	}
@@ -116,7 +116,7 @@ func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, or
 	case len(connected) == 1:
 		return connected[0], uri, nil
 	case len(connected) == 0 && len(unknown) == 1:
-		return unknown[0], uri, g.connectFirst(ctx, c.view, unknown[0])
+		return unknown[0], uri, g.connectFirst(ctx, c, unknown[0])
 	}
 	return "", "", &notFound{uri, c.modern}
 }
@@ -209,7 +209,7 @@ func (g *Gateway) complete(ctx context.Context, c caller, params json.RawMessage
 		if !ok {
 			return nil, invalid
 		}
-		p, err := g.findPrompt(ctx, c.view, name)
+		p, err := g.findPrompt(ctx, c, name)
 		if err != nil {
 			return nil, err
 		}

@@ -1,11 +1,14 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -21,10 +24,27 @@ type caller struct {
 	capabilities json.RawMessage // what it declares (MCP ClientCapabilities); nil: nothing
 	foreign      bool            // the request has a ticket of the gateway's kind that cannot be opened
 	request      func() [32]byte // tells the request that is being answered from others
+	params       json.RawMessage // of the request, in the modern era: there it says what it calls itself
 
 	notify func(method string, params json.RawMessage)                                               // sends it a notification, on the stream of this request; may be nil
 	later  func(method string, params json.RawMessage)                                               // the same when no request is there; nil in the modern era
 	ask    func(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error) // sends it a request; nil in the modern era
+}
+
+// name is what the client calls itself, which may be anything; empty: nothing.
+func (c caller) name() string {
+	var info mcp.Implementation
+	if ss, ok := c.client.(*mcp.ServerSession); ok {
+		if began := ss.InitializeParams(); began != nil && began.ClientInfo != nil {
+			info = *began.ClientInfo
+		}
+	} else if got, err := rawjson.Get(c.params, "_meta"); err == nil && got[0] != nil {
+		got, err = rawjson.Get(got[0], "io.modelcontextprotocol/clientInfo")
+		if err != nil || json.Unmarshal(got[0], &info) != nil {
+			return ""
+		}
+	}
+	return cmp.Or(info.Title, info.Name)
 }
 
 // behind is the caller as the remotes notice it.
@@ -92,7 +112,7 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 	if !ok {
 		return nil, &invalidParams{"tools/call needs the name of a tool"}
 	}
-	t, err := g.find(ctx, c.view, name, func(m *merged) *entries { return &m.tools }, unknownTool)
+	t, err := g.find(ctx, c, name, func(m *merged) *entries { return &m.tools }, unknownTool)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +182,8 @@ func asksBack(capabilities json.RawMessage) bool {
 // prefix of a remote whose lists are not known yet is worth a connection: that
 // is the first call of a client that has the name from elsewhere, and where a
 // sign-in is asked for.
-func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merged) *entries, unknown func(string) error) (entry, error) {
+func (g *Gateway) find(ctx context.Context, c caller, name string, in func(*merged) *entries, unknown func(string) error) (entry, error) {
+	v := c.view
 	if e, ok := in(v.now()).lookup(name); ok {
 		return e, nil
 	}
@@ -172,7 +193,7 @@ func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merge
 	}
 	remote := g.cfg.Running()[owner].Name
 	if !v.known(remote) {
-		if err := g.connectFirst(ctx, v, remote); err != nil {
+		if err := g.connectFirst(ctx, c, remote); err != nil {
 			return entry{}, err
 		}
 	}
@@ -184,29 +205,30 @@ func (g *Gateway) find(ctx context.Context, v *view, name string, in func(*merge
 
 // connectFirst connects a remote that has not been listed yet, for a request
 // that is not counted before its remote is known.
-func (g *Gateway) connectFirst(ctx context.Context, v *view, remote string) error {
-	release, refused := v.calls.take()
+func (g *Gateway) connectFirst(ctx context.Context, c caller, remote string) error {
+	calls := c.view.calls
+	release, refused := calls.take()
 	if refused != nil {
 		g.metrics.hit(refused.limit)
-		g.observe(ctx, caller{view: v}, remote, "initialize", "", g.now(), nil, refused)
+		g.observe(ctx, c, remote, "initialize", "", g.now(), nil, refused)
 		return refused
 	}
 	defer release()
-	err := g.connect(ctx, v, remote)
+	err := g.connect(ctx, c, remote)
 	if err == nil {
-		v.calls.giveBack() // the request itself counts
+		calls.giveBack() // the request itself counts
 	}
 	return err
 }
 
 // connect connects a remote, for a request that is counted.
-func (g *Gateway) connect(ctx context.Context, v *view, remote string) error {
+func (g *Gateway) connect(ctx context.Context, c caller, remote string) error {
 	began := g.now()
-	err := v.session.Connect(ctx, remote)
+	err := c.view.session.Connect(ctx, remote)
 	if err != nil {
 		// The call that wanted it ends here, its tool not known yet.
-		g.observe(ctx, caller{view: v}, remote, "initialize", "", began, nil, err)
-		g.failed(ctx, caller{view: v}, remote, "connecting for a first call", err)
+		g.observe(ctx, c, remote, "initialize", "", began, nil, err)
+		g.failed(ctx, c, remote, "connecting for a first call", err)
 	}
 	return err
 }
@@ -225,8 +247,9 @@ func short(name string) string {
 // failed writes the cause of what the client gets as a sentence, and looks
 // after a sign-in that was asked for.
 func (g *Gateway) failed(ctx context.Context, c caller, remote, doing string, err error) {
-	if _, ok := errors.AsType[*auth.RequiredError](err); ok {
+	if required, ok := errors.AsType[*auth.RequiredError](err); ok {
 		// What should happen, and auth has logged the link.
+		g.auth.AskedBy(ctx, required, c.name())
 		if g.shared {
 			c.view.await(remote)
 		}

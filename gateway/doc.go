@@ -2,8 +2,8 @@
 //
 // A request takes this way, and its answer comes back on it:
 //
-//   - http.go takes it in: Host and Origin are checked, the body is read within
-//     its limit, and the era and the session choose a [view] and one of the
+//   - http.go takes it in: Host and Origin are checked, users.go says whose it
+//     is, the body is read within its limit, and the era and the session choose a [view] and one of the
 //     SDK's two handlers. stdio.go does the same for a pipe, sse.go for clients
 //     of the deprecated HTTP+SSE. An ordinary tools/call goes past the SDK
 //     (short.go).
@@ -27,7 +27,8 @@
 // of it. The client is told by list_changed (view.go) and repeats its call.
 //
 // home.go is the status page, where a person at a browser sees how the remotes
-// stand and signs in and out.
+// stand and signs in and out. Where there are many users, both know by users.go
+// who is at the browser.
 //
 // What happens is counted in metrics.go and, as far as it concerns who did what,
 // written down in audit.go. What a peer may take of the gateway is bounded:

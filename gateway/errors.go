@@ -73,6 +73,14 @@ type authRequired struct {
 
 // whySignIn says in a sentence why a sign-in is needed.
 func whySignIn(e *auth.RequiredError) string {
+	why := reasonToSignIn(e)
+	if e.Stranger {
+		why += " (Somebody logged in with another account has opened the link for it and was refused: keep it to yourself.)"
+	}
+	return why
+}
+
+func reasonToSignIn(e *auth.RequiredError) string {
 	switch e.Reason {
 	case auth.ReasonExpired:
 		return "The sign-in at " + e.Remote + " has run out."
@@ -228,6 +236,10 @@ func renderPage(err error, log *slog.Logger) problem {
 	switch {
 	case errors.Is(err, auth.ErrFlowUnknown):
 		return problem{http.StatusNotFound, "This link has expired", "The sign-in link is unknown, has been used or is too old." + again}
+	case errors.Is(err, auth.ErrWrongPerson):
+		return problem{http.StatusForbidden, "This link was made for another account", "You are logged in to the gateway with another account than the one that this sign-in is for. Nothing has been done. If both accounts are yours, log in with the other one."}
+	case errors.Is(err, auth.ErrNotLoggedIn):
+		return problem{http.StatusForbidden, "You are not logged in", "Your login at the gateway has ended. Log in and open the page again."}
 	case errors.Is(err, auth.ErrWrongBrowser):
 		return problem{http.StatusForbidden, "Another browser began this", "Only the browser that opened the sign-in link can finish it, and this one has no proof that it did." + again}
 	case errors.Is(err, auth.ErrStateUnknown), errors.Is(err, auth.ErrWrongRemote):

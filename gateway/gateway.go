@@ -4,10 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
-
-	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
 	"gatehouse/session"
@@ -24,6 +23,10 @@ type Setup struct {
 	Now       func() time.Time // may be nil: time.Now
 	Metrics   *Metrics         // made for this config; may be nil: new ones
 	Audit     *slog.Logger     // takes the audit log; may be nil: Log, under the group "audit"
+
+	// Users says that clients present bearer tokens, and browsers log in, at the
+	// provider of gateway.auth: everybody is somebody. Otherwise nobody is asked.
+	Users bool
 
 	// SharedStore says that other processes may finish a sign-in that began
 	// here. Then whoever waits for one looks for it.
@@ -46,6 +49,7 @@ type Gateway struct {
 	metrics   *Metrics
 	now       func() time.Time
 	shared    bool
+	users     bool
 	identity  string
 
 	names   *namer
@@ -59,8 +63,8 @@ type Gateway struct {
 	before   mergedBefore
 	clients  *clients
 	callback *windowLimit
-	legacy   *mcp.StreamableHTTPHandler
-	modern   *mcp.StreamableHTTPHandler
+	legacy   http.Handler
+	modern   http.Handler
 
 	mu     sync.Mutex // guards views and closed
 	views  map[auth.Principal]*view
@@ -81,6 +85,7 @@ func New(s Setup) *Gateway {
 		metrics:   s.Metrics,
 		now:       s.Now,
 		shared:    s.SharedStore,
+		users:     s.Users,
 		identity:  s.Identity,
 		filters:   map[string]toolFilter{},
 		index:     map[string]int{},
@@ -108,6 +113,9 @@ func New(s Setup) *Gateway {
 	g.clients = newClients(g, limits.Sessions)
 	g.metrics.watch(g)
 	g.legacy, g.modern = newMCPHandlers(int64(limits.BodyBytes))
+	if g.users {
+		g.legacy, g.modern = g.asPrincipal(g.legacy), g.asPrincipal(g.modern)
+	}
 	return g
 }
 
@@ -119,10 +127,15 @@ func (g *Gateway) view(p auth.Principal) (*view, error) { return g.viewFor(p, ni
 func (g *Gateway) viewFor(p auth.Principal, capabilities json.RawMessage) (*view, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.viewLocked(p, capabilities)
+}
+
+func (g *Gateway) viewLocked(p auth.Principal, capabilities json.RawMessage) (*view, error) {
 	if g.closed {
 		return nil, errDraining
 	}
 	if v := g.views[p]; v != nil {
+		v.seen = g.now()
 		return v, nil
 	}
 	s, err := g.sessions.OpenFor(p, capabilities)
@@ -130,8 +143,56 @@ func (g *Gateway) viewFor(p auth.Principal, capabilities json.RawMessage) (*view
 		return nil, err
 	}
 	v := newView(g, p, s)
+	v.seen = g.now()
 	g.views[p] = v
 	return v, nil
+}
+
+// enter is viewFor for a request, which keeps the view open until leave.
+func (g *Gateway) enter(p auth.Principal, capabilities json.RawMessage) (v *view, leave func(), err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if v, err = g.viewLocked(p, capabilities); err != nil {
+		return nil, func() {}, err
+	}
+	v.requests++
+	return v, v.leave, nil
+}
+
+// leave ends a request.
+func (v *view) leave() {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	v.requests--
+	v.seen = v.g.now()
+}
+
+// viewIdle is how long the connections of a user are held who has no client
+// with a session, no open stream and no request.
+const viewIdle = 40 * time.Second
+
+// restIdle closes what is held for users who have left. Their grants stay.
+func (g *Gateway) restIdle() {
+	held := g.clients.views()
+	var idle []*view
+	g.mu.Lock()
+	for p, v := range g.views {
+		if p.Issuer != "" && v.requests == 0 && !held[v] && g.now().Sub(v.seen) > viewIdle {
+			idle = append(idle, v)
+			delete(g.views, p)
+			// At once, or who comes now would get what is being closed.
+			g.sessions.Forget(v.session)
+		}
+	}
+	g.mu.Unlock()
+	var resting sync.WaitGroup
+	for _, v := range idle {
+		resting.Go(func() {
+			v.close()
+			v.session.Close()
+		})
+	}
+	resting.Wait()
 }
 
 // end forgets an ephemeral principal: its view, its connections, its grants.

@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -34,21 +36,12 @@ const maxForm = 4 << 10
 
 // homeRoutes adds the status page, where somebody can be told to be its reader.
 func (g *Gateway) homeRoutes(mux *http.ServeMux) {
-	if !g.onLoopback() {
+	if !g.onLoopback() && !g.users {
 		return
 	}
 	mux.HandleFunc(homePath, g.page(g.serveHome, http.MethodGet, http.MethodHead))
 	mux.HandleFunc(signInPath, g.page(g.serveSignIn, http.MethodPost))
 	mux.HandleFunc(signOutPath, g.page(g.serveSignOut, http.MethodPost))
-}
-
-// browserPrincipal says for whom a browser acts that asks for the status page.
-// On loopback it is the local user, whoever of this machine that is.
-func (g *Gateway) browserPrincipal(r *http.Request) (auth.Principal, error) {
-	if !g.onLoopback() || g.fromElsewhere(r) {
-		return auth.Principal{}, errNotHere
-	}
-	return auth.Local, nil
 }
 
 // homePage is what the status page shows. Names and sentences in it are the
@@ -58,8 +51,11 @@ type homePage struct {
 	Said    string // what the last form did; empty: nothing
 	Token   string // proves that a form comes from this page
 	Remotes []homeRemote
-	SignOut bool // there is something to sign out of
-	Others  int  // clients whose sign-ins are their own
+	SignOut bool   // there is something to sign out of
+	Others  int    // clients whose sign-ins are their own
+	Account string // who is logged in; empty: the local user
+	All     string // on the button that signs in to all that wait; empty: there is none
+	Waiting []waitingAt
 	Version string
 }
 
@@ -81,11 +77,18 @@ type homeFact struct {
 }
 
 func (g *Gateway) serveHome(w http.ResponseWriter, r *http.Request) error {
-	p, err := g.browserPrincipal(r)
-	if err != nil {
+	if canonical, ok := g.canonical(r); !ok && g.users {
+		http.Redirect(w, r, canonical, http.StatusSeeOther)
+		return nil
+	}
+	who, err := g.visitor(r)
+	if errors.Is(err, auth.ErrNotLoggedIn) {
+		g.logInFirst(w, r)
+		return nil
+	} else if err != nil {
 		return err
 	}
-	return g.writeHome(w, r, p)
+	return g.writeHome(w, r, who)
 }
 
 // What a page of ours seals into a form or an address, for its principal: only
@@ -117,13 +120,21 @@ func homeHeaders(w http.ResponseWriter) {
 	w.Header().Set("Referrer-Policy", "same-origin")
 }
 
-func (g *Gateway) writeHome(w http.ResponseWriter, r *http.Request, p auth.Principal) error {
+func (g *Gateway) writeHome(w http.ResponseWriter, r *http.Request, who visitor) error {
+	p := who.principal
 	v, err := g.view(p)
 	if err != nil {
 		return err
 	}
 	_, all := g.report(r.Context(), v, false)
-	data := homePage{Said: g.saidBy(p, r), Token: g.tickets.seal(p, []byte(sealedForm)), Version: g.version}
+	data := homePage{Said: g.saidBy(p, r), Token: who.proof, Version: g.version}
+	if g.users {
+		data.Account = cmp.Or(who.account, p.Subject)
+	}
+	data.Waiting = g.waiting(v, "")
+	if n := count(data.Waiting); n > 1 {
+		data.All = fmt.Sprintf("Sign in to all %d", n)
+	}
 	if g.cfg.Gateway.Login != nil {
 		if held := g.auth.Status(p, auth.LoginRemote); held.SignedIn {
 			data.Remotes = append(data.Remotes, homeRemote{Name: auth.LoginRemote, Label: "Your login at the gateway", State: "ok", StateSay: "Logged in", SignOut: true,
@@ -134,7 +145,7 @@ func (g *Gateway) writeHome(w http.ResponseWriter, r *http.Request, p auth.Princ
 		data.Remotes = append(data.Remotes, g.homeRemote(s))
 	}
 	data.SignOut = slices.ContainsFunc(data.Remotes, func(r homeRemote) bool { return r.SignOut })
-	if g.cfg.Gateway.Sessions != "shared" {
+	if g.cfg.Gateway.Sessions != "shared" && !g.users {
 		g.clients.mu.Lock()
 		data.Others = len(g.clients.byID)
 		g.clients.mu.Unlock()
@@ -205,29 +216,33 @@ func facts(s remoteStatus) []homeFact {
 }
 
 // form reads a form of the status page, and refuses what does not come from it.
-func (g *Gateway) form(w http.ResponseWriter, r *http.Request) (auth.Principal, error) {
-	p, err := g.browserPrincipal(r)
+func (g *Gateway) form(w http.ResponseWriter, r *http.Request) (visitor, error) {
+	who, err := g.visitor(r)
 	if err != nil {
-		return p, err
+		return who, err
 	}
 	if err := http.NewCrossOriginProtection().Check(r); err != nil {
-		return p, fmt.Errorf("%w: %w", errForeignPage, err)
+		return who, fmt.Errorf("%w: %w", errForeignPage, err)
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
-		return p, fmt.Errorf("%w: not a form", errForeignPage)
+		return who, fmt.Errorf("%w: not a form", errForeignPage)
 	}
-	if said, ok := g.tickets.open(p, r.PostForm.Get("token")); !ok || string(said) != sealedForm {
-		return p, errOldPage
+	if !g.proves(who, r.PostForm.Get("token")) {
+		return who, errOldPage
 	}
-	return p, nil
+	return who, nil
 }
 
 // serveSignIn leads to the sign-in of a remote.
 func (g *Gateway) serveSignIn(w http.ResponseWriter, r *http.Request) error {
-	p, err := g.form(w, r)
+	who, err := g.form(w, r)
 	if err != nil {
 		return err
+	}
+	p := who.principal
+	if r.PostForm.Has(tourParameter) {
+		return g.tourOn(w, r, p)
 	}
 	server, _ := g.cfg.Named(r.PostForm.Get("remote"))
 	if server == nil {
@@ -256,10 +271,11 @@ func (g *Gateway) serveSignIn(w http.ResponseWriter, r *http.Request) error {
 
 // serveSignOut signs out of one remote, or of all.
 func (g *Gateway) serveSignOut(w http.ResponseWriter, r *http.Request) error {
-	p, err := g.form(w, r)
+	who, err := g.form(w, r)
 	if err != nil {
 		return err
 	}
+	p := who.principal
 	v, err := g.view(p)
 	if err != nil {
 		return err
@@ -270,5 +286,99 @@ func (g *Gateway) serveSignOut(w http.ResponseWriter, r *http.Request) error {
 		return errOldPage
 	}
 	g.say(w, r, p, g.signOutOf(r.Context(), caller{view: v}, remotes))
+	return nil
+}
+
+// tourParameter says that a sign-in is one of several, which follow each other.
+const tourParameter = "all"
+
+// waitingAt are the remotes that wait for a sign-in at one provider.
+type waitingAt struct {
+	At    string // its issuer
+	Names string
+	n     int
+}
+
+func count(waiting []waitingAt) (n int) {
+	for _, w := range waiting {
+		n += w.n
+	}
+	return n
+}
+
+// toSignIn are the remotes that a person could sign in to now, those of one
+// provider together.
+func (g *Gateway) toSignIn(v *view, but string) (servers []*Server, issuers []string) {
+	type waiting struct {
+		server *Server
+		issuer string
+	}
+	var all []waiting
+	first := map[string]int{}
+	for i, server := range g.cfg.Running() {
+		if server.Name == but || server.Command != "" {
+			continue
+		}
+		s := g.remoteStatus(v, server, true)
+		if g.homeRemote(s).SignIn == "" || server.Auth.ByLogin() {
+			continue
+		}
+		issuer := cmp.Or(server.Auth.Issuer, s.Issuer, g.auth.PinnedIssuer(v.ended, server.Name))
+		if _, known := first[issuer]; !known {
+			first[issuer] = i
+		}
+		all = append(all, waiting{server, issuer})
+	}
+	slices.SortStableFunc(all, func(a, b waiting) int { return cmp.Compare(first[a.issuer], first[b.issuer]) })
+	for _, w := range all {
+		servers, issuers = append(servers, w.server), append(issuers, w.issuer)
+	}
+	return servers, issuers
+}
+
+// waiting says for a page which remotes wait for a sign-in, but for one.
+func (g *Gateway) waiting(v *view, but string) (out []waitingAt) {
+	servers, issuers := g.toSignIn(v, but)
+	for i, server := range servers {
+		at := cmp.Or(issuers[i], "a provider that is found when you sign in")
+		if n := len(out); n > 0 && out[n-1].At == at {
+			out[n-1].Names += ", " + server.Name
+			out[n-1].n++
+			continue
+		}
+		out = append(out, waitingAt{At: at, Names: server.Name, n: 1})
+	}
+	return out
+}
+
+// tourOn leads to the next remote that waits for a sign-in, by way of its own
+// page, or to the status page when none is left.
+func (g *Gateway) tourOn(w http.ResponseWriter, r *http.Request, p auth.Principal) error {
+	v, err := g.view(p)
+	if err != nil {
+		return err
+	}
+	var failed []string
+	servers, _ := g.toSignIn(v, "")
+	for _, server := range servers {
+		required, _, err := g.signIn(r.Context(), caller{view: v}, server)
+		switch {
+		case required != nil:
+			homeHeaders(w)
+			http.Redirect(w, r, required.AuthURL+"?"+tourParameter, http.StatusSeeOther)
+			return nil
+		case err != nil:
+			say, ok := sentence(err)
+			if !ok {
+				say = server.Name + ": the sign-in could not be begun; the gateway's log says why."
+			}
+			failed = append(failed, say)
+		}
+	}
+	said := "You are signed in to every remote that asks for it."
+	if len(failed) > 0 {
+		said = strings.Join(failed, "\n")
+	}
+	g.say(w, r, p, said)
 	return nil
 }

@@ -29,7 +29,11 @@ import (
 func (g *Gateway) Handler() http.Handler {
 	mux := http.NewServeMux()
 	g.pageRoutes(mux)
-	mux.Handle("/mcp", g.guardOrigin(http.HandlerFunc(g.serveMCP)))
+	mux.Handle(mcpPath, g.guardOrigin(http.HandlerFunc(g.serveMCP)))
+	if g.users {
+		mux.HandleFunc(resourcePath+mcpPath, g.serveResource)
+		mux.HandleFunc(resourcePath, g.serveResource)
+	}
 	g.sseRoutes(mux)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", g.serveReady)
@@ -58,6 +62,7 @@ const IdentityPath = "/.well-known/gatehouse"
 // HEAD must not use up a state.
 func (g *Gateway) pageRoutes(mux *http.ServeMux) {
 	g.homeRoutes(mux)
+	g.userRoutes(mux)
 	if !g.cfg.Gateway.OAuth.Enabled {
 		return
 	}
@@ -79,7 +84,7 @@ func (g *Gateway) pageRoutes(mux *http.ServeMux) {
 
 // connectMethods: only where there is a page to continue from can it be posted.
 func (g *Gateway) connectMethods() []string {
-	if g.onLoopback() {
+	if g.onLoopback() && !g.users {
 		return []string{http.MethodGet}
 	}
 	return []string{http.MethodGet, http.MethodPost}
@@ -220,7 +225,7 @@ func (g *Gateway) isProxy(addr netip.Addr) bool {
 
 // newMCPHandlers returns the SDK's two handlers: one cannot serve both eras.
 // Which server answers stands in the request's context.
-func newMCPHandlers(bodyBytes int64) (legacy, modern *mcp.StreamableHTTPHandler) {
+func newMCPHandlers(bodyBytes int64) (legacy, modern http.Handler) {
 	server := func(r *http.Request) *mcp.Server {
 		s, _ := r.Context().Value(serverKey{}).(*mcp.Server)
 		return s
@@ -241,6 +246,10 @@ type serverKey struct{}
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	who, ok := g.authenticate(w, r)
+	if !ok {
+		return
+	}
 	method, ok := g.readEnvelope(w, r)
 	if !ok {
 		return
@@ -250,22 +259,31 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		// closes the streams.
 		defer g.calls.begin()()
 	}
+	if g.users {
+		var done context.CancelFunc
+		r, done = g.during(r, who, method)
+		defer done()
+	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
+		principal := who.Principal
+		if !g.users {
+			principal = auth.Local
+		}
 		// Without a session nothing tells clients apart: they all are the local user,
 		// which is right on this machine alone.
-		if g.cfg.Gateway.Sessions != "shared" && g.fromElsewhere(r) {
+		if !g.users && g.cfg.Gateway.Sessions != "shared" && g.fromElsewhere(r) {
 			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
 			return
 		}
-		g.serveView(w, r, g.modern, auth.Local, method)
+		g.serveView(w, r, g.modern, principal, method)
 		return
 	}
 	id := r.Header.Get("Mcp-Session-Id")
 	if id == "" {
-		g.serveFirst(w, r, method)
+		g.serveFirst(w, r, who, method)
 		return
 	}
-	client, leave, ok := g.clients.enter(id)
+	client, leave, ok := g.clients.enter(id, func(v *view) bool { return !g.users || v.principal == who.Principal })
 	if !ok {
 		// MCP 2025-11-25, session management: "The server MAY terminate the session
 		// at any time, after which it MUST respond to requests containing that
@@ -303,7 +321,7 @@ func (g *Gateway) fromElsewhere(r *http.Request) bool {
 }
 
 // serveFirst serves the request that begins a session.
-func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method string) {
+func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Identity, method string) {
 	if r.Method != http.MethodPost || method != "initialize" {
 		// "Servers that require a session ID SHOULD respond to requests without an
 		// Mcp-Session-Id header (other than initialization) with HTTP 400 Bad Request."
@@ -318,13 +336,18 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 	}
 	// The SDK has put the session's id there, if there is one now.
 	defer func() { g.clients.trim(w.Header().Get("Mcp-Session-Id")) }()
+	if g.users {
+		g.serveView(w, r, g.legacy, who.Principal, method)
+		return
+	}
 	if g.cfg.Gateway.Sessions == "shared" {
 		g.serveView(w, r, g.legacy, auth.Local, method)
 		return
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
-	v, err := g.viewFor(principal, declaredAtFirst(r))
+	v, leave, err := g.enter(principal, declaredAtFirst(r))
+	defer leave()
 	g.serveOpened(w, r, g.legacy, v, err, method)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
@@ -334,7 +357,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, method stri
 }
 
 func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal, method string) {
-	v, err := g.view(p)
+	v, leave, err := g.enter(p, nil)
+	defer leave()
 	g.serveOpened(w, r, h, v, err, method)
 }
 

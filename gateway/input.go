@@ -178,7 +178,7 @@ func (g *Gateway) refuseForeign(ctx context.Context, c caller, remote string) er
 		return nil
 	}
 	if c.view.session.Status(remote).Protocol == "" {
-		if err := g.connect(ctx, c.view, remote); err != nil {
+		if err := g.connect(ctx, c, remote); err != nil {
 			return err
 		}
 	}

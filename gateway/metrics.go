@@ -24,6 +24,7 @@ type Metrics struct {
 	signIns   *prometheus.CounterVec   // remote, outcome
 	refreshes *prometheus.CounterVec   // remote, outcome
 	limits    *prometheus.CounterVec   // limit
+	unknown   *prometheus.CounterVec   // why
 }
 
 // NewMetrics makes the metrics of a gateway with this config.
@@ -41,11 +42,12 @@ func NewMetrics(cfg *Config, version string) *Metrics {
 		}, []string{"remote"}),
 		signIns:   counter("sign_ins_total", "Sign-ins at remotes: begun in a browser, finished, refused.", "remote", "outcome"),
 		refreshes: counter("refreshes_total", "Refreshes of grants: done, refused by the authorization server, failed.", "remote", "outcome"),
+		unknown:   counter("unauthenticated_total", "MCP requests that were refused because nobody knew who sent them: none (no bearer token), invalid_token, invalid_request.", "why"),
 		limits:    counter("limits_hit_total", "Requests that were refused by a limit of gateway.limits.", "limit"),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "Always 1."}, []string{"version", "go"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.registry.MustRegister(m.calls, m.durations, m.signIns, m.refreshes, m.limits, build,
+	m.registry.MustRegister(m.calls, m.durations, m.signIns, m.refreshes, m.limits, m.unknown, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, server := range cfg.Running() {
 		m.remotes[server.Name] = true
@@ -131,6 +133,9 @@ func (m *Metrics) signIn(remote, outcome string) {
 func (m *Metrics) Refreshed(remote, outcome string) {
 	m.refreshes.WithLabelValues(m.remote(remote), outcome).Inc()
 }
+
+// unauthenticated counts a request of nobody.
+func (m *Metrics) unauthenticated(why string) { m.unknown.WithLabelValues(why).Inc() }
 
 // hit counts a request that a limit has refused.
 func (m *Metrics) hit(limit string) { m.limits.WithLabelValues(limit).Inc() }

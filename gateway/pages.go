@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -36,8 +37,15 @@ type pageData struct {
 	Say   string
 	OK    bool
 	Facts [][2]string // what the person should compare, as label and value
+	Note  string      // below the facts; empty: none
 	Ask   string      // of the button that posts to the page's own URL; empty: none
+	All   string      // of another one, which goes on with the other remotes afterwards; empty: none
+	Token string      // of that form
+	Again string      // a path to log in at; empty: none
 	Home  bool        // there is a status page to go to; writePage's
+
+	// Waiting are the other remotes that need a sign-in, by who will ask for it.
+	Waiting []waitingAt
 }
 
 // page wraps a page's handler: the headers that every page has, the methods
@@ -60,16 +68,22 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 			g.writePage(w, http.StatusForbidden, pageData{Title: "Not inside another page", Say: "Open the link in a tab of its own."})
 			return
 		}
-		if err := h(w, r); err != nil {
-			problem := renderPage(err, g.log)
-			g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
-			g.writePage(w, problem.status, pageData{Title: problem.title, Say: problem.say})
+		err := h(w, r)
+		if err == nil {
+			return
 		}
+		problem := renderPage(err, g.log)
+		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
+		data := pageData{Title: problem.title, Say: problem.say}
+		if g.users && errors.Is(err, auth.ErrWrongPerson) {
+			data.Again = loginPath + "?anew&to=" + url.QueryEscape(r.URL.EscapedPath())
+		}
+		g.writePage(w, problem.status, data)
 	}
 }
 
 func (g *Gateway) writePage(w http.ResponseWriter, status int, data pageData) {
-	data.Home = g.onLoopback()
+	data.Home = g.onLoopback() || g.users
 	var out bytes.Buffer
 	if err := pageTemplate.Execute(&out, data); err != nil {
 		g.log.Error("rendering a page", "error", err)
@@ -90,19 +104,34 @@ func framed(r *http.Request) bool {
 
 // serveConnect begins the sign-in of a link, or says what came of it.
 //
-// On loopback there is no page in between. The threat it would answer is that
-// somebody is lured into finishing another person's flow; a link to loopback
-// leads everybody to the gateway on their own machine, which does not know the
-// flow of another. Everywhere else a GET changes nothing, since previews fetch
-// links, too: the page says what would be signed in to and for whom, and its
-// Continue begins.
+// On loopback, where nobody logs in, there is no page in between. The threat it
+// would answer is that somebody is lured into finishing another person's flow; a
+// link to loopback leads everybody to the gateway on their own machine, which
+// does not know the flow of another. Everywhere else a GET changes nothing, since
+// previews fetch links, too: the page says what would be signed in to and for
+// whom, and its Continue begins. Where users log in, only the flow's own gets as
+// far as that.
 func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	if canonical, ok := g.canonical(r); !ok {
 		// The cookie must be set where the callback will arrive.
 		http.Redirect(w, r, canonical, http.StatusSeeOther)
 		return nil
 	}
-	flow, err := g.auth.Flow(r.Context(), r.PathValue("flow"))
+	var who visitor
+	if g.users {
+		var err error
+		if who, err = g.visitor(r); errors.Is(err, auth.ErrNotLoggedIn) {
+			g.logInFirst(w, r)
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	visit := auth.Visit{Who: who.principal, Tour: r.URL.Query().Has(tourParameter)}
+	flow, err := g.auth.Flow(r.Context(), r.PathValue("flow"), visit)
+	if errors.Is(err, auth.ErrWrongPerson) {
+		g.signInRefused(r.Context(), &auth.Finished{Principal: flow.Principal, Remote: flow.Remote}, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -110,20 +139,31 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 	case flow.Ended:
 		g.writePage(w, http.StatusOK, outcomePage(flow))
 		return nil
+	case g.users && flow.Remote == auth.LoginRemote:
+		return g.concludeLogin(w, r, r.PathValue("flow"), who)
 	case r.Method == http.MethodPost:
-		if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		if g.users {
+			if _, err := g.form(w, r); err != nil {
+				return err
+			}
+			visit.Tour = visit.Tour || r.PostForm.Has(tourParameter)
+		} else if err := http.NewCrossOriginProtection().Check(r); err != nil {
 			return fmt.Errorf("%w: %w", errForeignPage, err)
 		}
-	case !g.onLoopback():
+	case g.users || !g.onLoopback():
 		// The form posts here, and a post is redirected to the provider, which
 		// form-action would stop.
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'")
 		// With no-referrer the form's Origin would be "null".
 		w.Header().Set("Referrer-Policy", "same-origin")
-		g.writePage(w, http.StatusOK, consentPage(flow))
+		page, err := g.consentPage(flow, who, visit.Tour)
+		if err != nil {
+			return err
+		}
+		g.writePage(w, http.StatusOK, page)
 		return nil
 	}
-	start, err := g.auth.Begin(r.Context(), r.PathValue("flow"))
+	start, err := g.auth.Begin(r.Context(), r.PathValue("flow"), visit)
 	if err != nil {
 		return err
 	}
@@ -135,16 +175,7 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 // sendAway sends a browser to an authorization server, with the proof that it
 // will be the same when it comes back.
 func (g *Gateway) sendAway(w http.ResponseWriter, r *http.Request, start *auth.Start) {
-	http.SetCookie(w, &http.Cookie{
-		Name:     start.Cookie.Name,
-		Value:    start.Cookie.Value.Value(),
-		Path:     "/", // the __Host- prefix demands it
-		MaxAge:   int(start.Cookie.MaxAge / time.Second),
-		Secure:   strings.HasPrefix(g.publicURL, "https:"),
-		HttpOnly: true,
-		// Lax: the provider's redirect back is a cross-site navigation.
-		SameSite: http.SameSiteLaxMode,
-	})
+	g.setCookie(w, start.Cookie)
 	http.Redirect(w, r, start.RedirectURL, http.StatusSeeOther)
 }
 
@@ -154,9 +185,9 @@ func (g *Gateway) onLoopback() bool {
 	return err == nil && isLoopbackName(public.Hostname())
 }
 
-// consentPage says what Continue would do. Nobody has authenticated the one
-// who asked, so the person must know whether it was they.
-func consentPage(flow *auth.FlowInfo) pageData {
+// consentPage says what Continue would do. Where nobody logs in, nobody has
+// authenticated the one who asked, so the person must know whether it was they.
+func (g *Gateway) consentPage(flow *auth.FlowInfo, who visitor, tour bool) (pageData, error) {
 	name := flow.Remote
 	if name == auth.LoginRemote {
 		name = "the gateway itself"
@@ -165,17 +196,49 @@ func consentPage(flow *auth.FlowInfo) pageData {
 	if scopes == "" {
 		scopes = "what the server gives by default"
 	}
-	return pageData{
+	page := pageData{
 		Title: "Sign in to " + name + "?",
 		Say:   "Continue only if you asked for this yourself, just now, in your own assistant. Whoever sent you this link would act with your account.",
-		Facts: [][2]string{
-			{"Remote", name},
-			{"Sign-in at", flow.Issuer},
-			{"Permissions", scopes},
-			{"Asked for at", flow.Created.UTC().Format("15:04:05") + " UTC"},
-		},
-		Ask: "Continue",
+		Token: who.proof,
+		Ask:   "Continue",
 	}
+	fact := func(label, value string) {
+		if value != "" {
+			page.Facts = append(page.Facts, [2]string{label, value})
+		}
+	}
+	if g.users {
+		page.Say = "Your assistant asked for this. After you have signed in, it may use " + name + " with the account that you choose there."
+		fact("Your account here", cmp.Or(who.account, who.principal.Subject))
+	}
+	fact("Remote", name)
+	fact("Sign-in at", flow.Issuer)
+	fact("Permissions", scopes)
+	fact("Asked for by", flow.Client)
+	fact("Asked for at", flow.Asked.UTC().Format("15:04:05")+" UTC")
+	if !flow.Stranger.IsZero() {
+		page.Note = "Somebody who is logged in with another account has opened this link as well, and was refused. Keep such links to yourself."
+	}
+	if !g.users {
+		return page, nil
+	}
+	v, err := g.view(who.principal)
+	if err != nil {
+		return page, err
+	}
+	page.Waiting = g.waiting(v, flow.Remote)
+	if tour {
+		page.Ask = ""
+	}
+	if n := count(page.Waiting); n > 0 {
+		page.All = "Continue, then the " + plural(n, "other")
+		if n == 1 {
+			page.All = "Continue, then the other"
+		}
+	} else {
+		page.Ask = "Continue"
+	}
+	return page, nil
 }
 
 // canonical returns the request's URL under the public URL's host, and whether
@@ -198,10 +261,17 @@ func outcomePage(flow *auth.FlowInfo) pageData {
 // serveCallback finishes a sign-in: auth checks and stores, session connects,
 // and the page says what came of it.
 func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
-	if retry, ok := g.callback.allow(g.remoteAddr(r)); !ok {
-		w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
-		g.metrics.hit("callbackPerMinute")
-		return errTooMany
+	if err := g.mayCallBack(w, r); err != nil {
+		return err
+	}
+	var who auth.Principal
+	if g.users {
+		// Nobody is nobody's flow's owner.
+		at, err := g.visitor(r)
+		if err != nil && !errors.Is(err, auth.ErrNotLoggedIn) {
+			return err
+		}
+		who = at.principal
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -211,13 +281,8 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 		Remote: r.PathValue("remote"),
 		Path:   r.URL.Path,
 		Query:  query,
-		Cookie: func(name string) (string, bool) {
-			c, err := r.Cookie(name)
-			if err != nil {
-				return "", false
-			}
-			return c.Value, true
-		},
+		Cookie: cookiesOf(r),
+		Who:    who,
 	})
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
@@ -231,9 +296,24 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	// The person has signed in, even if their browser leaves now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)
 	defer cancel()
-	g.auth.Conclude(ctx, finished.FlowID, g.connected(ctx, finished))
+	outcome := g.connected(ctx, finished)
+	g.auth.Conclude(ctx, finished.FlowID, outcome)
+	if finished.Tour && outcome.OK {
+		return g.tourOn(w, r, finished.Principal)
+	}
 	http.Redirect(w, r, "/connect/"+url.PathEscape(finished.FlowID), http.StatusSeeOther)
 	return nil
+}
+
+// mayCallBack counts a callback, and refuses those that are too many.
+func (g *Gateway) mayCallBack(w http.ResponseWriter, r *http.Request) error {
+	retry, ok := g.callback.allow(g.remoteAddr(r))
+	if ok {
+		return nil
+	}
+	w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
+	g.metrics.hit("callbackPerMinute")
+	return errTooMany
 }
 
 // connected connects the session to the remote that was signed in to and says

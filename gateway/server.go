@@ -172,7 +172,7 @@ func announceUpdate(ctx context.Context, s *mcp.Server, uri string) error {
 
 // callerOf says who sent a request.
 func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params json.RawMessage) caller {
-	c := caller{view: v, modern: isModern(req)}
+	c := caller{view: v, modern: isModern(req), params: params}
 	ss, ok := req.GetSession().(*mcp.ServerSession)
 	if !ok {
 		return c

@@ -39,7 +39,7 @@ func (g *Gateway) serveShort(w http.ResponseWriter, r *http.Request, v *view, me
 		return false
 	}
 	out := &shortAnswer{w: w, id: call.id, modern: true}
-	g.answerShort(r.Context(), caller{view: v, modern: true, capabilities: declared(call.params), notify: out.notify}, call, out)
+	g.answerShort(r.Context(), caller{view: v, modern: true, capabilities: declared(call.params), params: call.params, notify: out.notify}, call, out)
 	return true
 }
 

@@ -23,27 +23,35 @@ const firstMessage = 30 * time.Second
 // sseSessions are the open streams by what their POSTs name them by.
 type sseSessions struct {
 	mu   sync.Mutex // guards byID
-	byID map[string]*mcp.SSEServerTransport
+	byID map[string]sseStream
+}
+
+// sseStream is an open stream, and whose it is.
+type sseStream struct {
+	*mcp.SSEServerTransport
+	principal auth.Principal // the zero one where nobody is asked
 }
 
 // add notes a stream; false if there are as many as there may be.
-func (s *sseSessions) add(id string, t *mcp.SSEServerTransport, limit int) bool {
+func (s *sseSessions) add(id string, t sseStream, limit int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.byID) >= limit {
 		return false
 	}
 	if s.byID == nil {
-		s.byID = map[string]*mcp.SSEServerTransport{}
+		s.byID = map[string]sseStream{}
 	}
 	s.byID[id] = t
 	return true
 }
 
-func (s *sseSessions) get(id string) *mcp.SSEServerTransport {
+// get returns the stream of that name if it is theirs who ask.
+func (s *sseSessions) get(id string, theirs auth.Principal) (t sseStream, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.byID[id]
+	t, ok = s.byID[id]
+	return t, ok && t.principal == theirs
 }
 
 func (s *sseSessions) remove(id string) {
@@ -54,11 +62,20 @@ func (s *sseSessions) remove(id string) {
 
 // serveSSE is GET /sse: a session from its beginning to its end.
 func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
+	who, ok := g.authenticate(w, r)
+	if !ok {
+		return
+	}
+	if g.users {
+		var done context.CancelFunc
+		r, done = g.during(r, who, "")
+		defer done()
+	}
 	id := rand.Text()
 	stream := &mcp.SSEServerTransport{
 		Endpoint: "/messages?session=" + id, Response: w, MaxRequestBodyBytes: int64(g.cfg.Gateway.Limits.BodyBytes),
 	}
-	if !g.sse.add(id, stream, g.cfg.Gateway.Limits.Sessions) {
+	if !g.sse.add(id, sseStream{stream, who.Principal}, g.cfg.Gateway.Limits.Sessions) {
 		g.metrics.hit("sessions")
 		w.Header().Set("Retry-After", "60")
 		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
@@ -74,14 +91,18 @@ func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // it left before it said anything, or says nothing
 	}
-	principal := auth.Local
-	if g.cfg.Gateway.Sessions != "shared" {
+	principal := who.Principal
+	switch {
+	case g.users:
+		capabilities = nil
+	case g.cfg.Gateway.Sessions == "shared":
+		principal, capabilities = auth.Local, nil
+	default:
 		principal = auth.SessionPrincipal(uuid.NewString())
 		defer g.end(principal)
-	} else {
-		capabilities = nil
 	}
-	v, err := g.viewFor(principal, capabilities)
+	v, leave, err := g.enter(principal, capabilities)
+	defer leave()
 	if err != nil {
 		transport.connection.Close()
 		g.log.Info("session refused", "error", err)
@@ -111,8 +132,12 @@ func (g *Gateway) serveStream(ctx context.Context, v *view, transport mcp.Transp
 
 // serveMessages is POST /messages: what a client says.
 func (g *Gateway) serveMessages(w http.ResponseWriter, r *http.Request) {
-	stream := g.sse.get(r.URL.Query().Get("session"))
-	if stream == nil {
+	who, ok := g.authenticate(w, r)
+	if !ok {
+		return
+	}
+	stream, ok := g.sse.get(r.URL.Query().Get("session"), who.Principal)
+	if !ok {
 		http.Error(w, "session not found: open the stream at /sse again", http.StatusNotFound)
 		return
 	}

@@ -336,8 +336,11 @@ func (g *Gateway) report(ctx context.Context, v *view, links bool) (string, []re
 }
 
 func identity(p auth.Principal) string {
-	if p.Ephemeral() {
+	switch {
+	case p.Ephemeral():
 		return "session"
+	case p.Issuer != "":
+		return "user"
 	}
 	return "local"
 }
@@ -345,6 +348,9 @@ func identity(p auth.Principal) string {
 func (g *Gateway) whoami(p auth.Principal) string {
 	if p.Ephemeral() {
 		return "Sign-ins belong to this MCP session alone and end with it."
+	}
+	if p.Issuer != "" {
+		return "Sign-ins belong to " + printable(p.Subject) + " of " + p.Issuer + " and are shared by all their clients."
 	}
 	return "Sign-ins belong to the local user and are shared by all their clients."
 }

@@ -36,8 +36,11 @@ type view struct {
 	peers     peers
 	calls     *callLimit
 
-	waits   sync.WaitGroup // for what goes on in the background, until end
-	links   atomic.Int64   // of those, what waits for a link to be visited
+	waits    sync.WaitGroup // for what goes on in the background, until end
+	seen     time.Time      // when it was last asked for; guarded by g.mu, like the next
+	requests int            // in flight
+
+	links   atomic.Int64 // of those, what waits for a link to be visited
 	ended   context.Context
 	end     context.CancelFunc
 	waitMu  sync.Mutex      // guards waiting

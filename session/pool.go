@@ -203,6 +203,10 @@ func (p *Pool) Connections() map[string]int {
 	return connected
 }
 
+// Forget takes a session out of the table, so that the next [Pool.Open] makes
+// another. It is the caller's to close.
+func (p *Pool) Forget(s *Session) { p.forget(s) }
+
 // forget takes a session that ends out of the table.
 func (p *Pool) forget(s *Session) {
 	p.mu.Lock()

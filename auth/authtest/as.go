@@ -107,7 +107,7 @@ type ASKnobs struct {
 	Audiences  []string                      // access tokens are JWTs for all of these
 
 	// In front of the endpoints.
-	Metadata, Register, Authorize, Token, Revoke Intercept
+	Metadata, Register, Authorize, Token, Revoke, Keys, Introspect Intercept
 }
 
 // OAuthClient is a client registered at an [AS].
@@ -146,6 +146,7 @@ type AS struct {
 // asGrant is one approval; it lives in all the tokens that came of it.
 type asGrant struct {
 	client, subject, resource string
+	nonce                     string // of the authentication request
 	scopes                    []string
 	revoked                   bool
 }
@@ -253,6 +254,27 @@ func (a *AS) Mint(subject, resource string, scopes ...string) string {
 	return a.mintLocked(&asGrant{client: "minted", subject: subject, resource: resource}, scopes)
 }
 
+// JWTFor issues a JWT access token of the server's, with these claims instead of
+// its own; a nil value removes one.
+func (a *AS) JWTFor(subject, audience string, claims map[string]any) string {
+	return a.SignedJWT(subject, audience, "at+jwt", claims)
+}
+
+// SignedJWT is JWTFor with any typ.
+func (a *AS) SignedJWT(subject, audience, typ string, claims map[string]any) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.nowLocked()
+	all := map[string]any{
+		"iss": a.base + a.path, "sub": subject, "aud": audience, "client_id": "a-client", "jti": rand.Text(),
+		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+	}
+	override(all, claims)
+	token := signJWT(all, typ)
+	a.secret(token)
+	return token
+}
+
 // IDTokenFor issues an ID token without any of the steps before it.
 func (a *AS) IDTokenFor(subject, audience string) string {
 	a.mu.Lock()
@@ -336,6 +358,8 @@ func (a *AS) endpoint(path string) string {
 		return EndpointRevoke
 	case a.path + "/keys":
 		return EndpointKeys
+	case a.path + "/introspect":
+		return EndpointIntrospect
 	}
 	return EndpointOther
 }
@@ -360,7 +384,9 @@ func (a *AS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case EndpointRevoke:
 		k.Revoke.serve(w, r, a.serveRevoke)
 	case EndpointKeys:
-		serveKeys(w, r)
+		k.Keys.serve(w, r, serveKeys)
+	case EndpointIntrospect:
+		k.Introspect.serve(w, r, a.serveIntrospect)
 	default:
 		http.NotFound(w, r)
 	}
@@ -399,6 +425,7 @@ func (a *AS) serveMetadata(w http.ResponseWriter, r *http.Request) {
 		"token_endpoint":                        base + "/token",
 		"registration_endpoint":                 base + "/register",
 		"revocation_endpoint":                   base + "/revoke",
+		"introspection_endpoint":                base + "/introspect",
 		"jwks_uri":                              base + "/keys",
 		"response_types_supported":              []string{"code"},
 		"grant_types_supported":                 []string{"authorization_code", "refresh_token"},
@@ -588,7 +615,7 @@ func (a *AS) serveAuthorize(w http.ResponseWriter, r *http.Request) {
 		code := "canary-code-" + rand.Text()
 		a.secret(code)
 		a.codes[code] = &asCode{
-			asGrant:     &asGrant{client: c.ID, subject: subject, resource: q.Get("resource"), scopes: scopes},
+			asGrant:     &asGrant{client: c.ID, subject: subject, resource: q.Get("resource"), nonce: q.Get("nonce"), scopes: scopes},
 			redirectURI: redirect, challenge: q.Get("code_challenge"), expires: a.nowLocked().Add(time.Minute),
 		}
 		answer.Set("code", code)
@@ -732,10 +759,34 @@ func (a *AS) idTokenLocked(g *asGrant) string {
 		"iss": a.base + a.path, "sub": g.subject, "aud": g.client, "jti": rand.Text(),
 		"iat": a.nowLocked().Unix(), "exp": a.nowLocked().Add(time.Hour).Unix(),
 	}
+	if g.nonce != "" {
+		claims["nonce"] = g.nonce
+	}
 	override(claims, a.knobs.IDToken)
 	token := signJWT(claims, "JWT")
 	a.secret(token)
 	return token
+}
+
+// serveIntrospect is RFC 7662.
+func (a *AS) serveIntrospect(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil || r.Method != http.MethodPost {
+		oauthError(w, http.StatusBadRequest, "invalid_request", "not a form that was posted")
+		return
+	}
+	if _, ok := a.authenticate(w, r); !ok {
+		return
+	}
+	info, ok := a.Valid(r.PostForm.Get("token"))
+	if !ok {
+		writeJSON(w, http.StatusOK, map[string]any{"active": false})
+		return
+	}
+	doc := map[string]any{"active": true, "sub": info.Subject, "aud": info.Audience, "client_id": info.ClientID, "token_type": "Bearer", "iss": a.Issuer()}
+	if !info.Expires.IsZero() {
+		doc["exp"] = info.Expires.Unix()
+	}
+	writeJSON(w, http.StatusOK, doc)
 }
 
 func (a *AS) serveRevoke(w http.ResponseWriter, r *http.Request) {

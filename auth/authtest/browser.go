@@ -230,3 +230,47 @@ func loginForm(page string) (action string, fields url.Values, ok bool) {
 	}
 	return "", nil, false
 }
+
+// Submit posts the form of a page that has a button with this label, and goes
+// where that leads.
+func (b *Browser) Submit(page *Page, label string) *Page {
+	b.t.Helper()
+	for _, form := range formTag.FindAllStringSubmatch(page.Body, -1) {
+		for _, button := range buttonTag.FindAllStringSubmatch(form[2], -1) {
+			if !strings.HasPrefix(strings.TrimSpace(html.UnescapeString(button[2])), label) {
+				continue
+			}
+			fields := make(url.Values)
+			for _, input := range inputTag.FindAllStringSubmatch(form[2], -1) {
+				if a := attrs(input[1]); a["name"] != "" {
+					fields.Set(a["name"], a["value"])
+				}
+			}
+			if a := attrs(button[1]); a["name"] != "" {
+				fields.Set(a["name"], a["value"])
+			}
+			at, err := url.Parse(page.URL)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			to, err := at.Parse(attrs(form[1])["action"])
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			next := b.Do(http.MethodPost, to.String(), fields)
+			location := next.Header.Get("Location")
+			if next.Err != nil || location == "" {
+				return next
+			}
+			to, err = to.Parse(location)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			return b.Open(to.String())
+		}
+	}
+	b.t.Fatalf("authtest: no button %q in this page:\n%s", label, page.Body)
+	return nil
+}
+
+var buttonTag = regexp.MustCompile(`(?is)<button\b([^>]*)>(.*?)</button>`)

@@ -12,15 +12,16 @@ import (
 
 // Endpoints, as in [Request.Endpoint].
 const (
-	EndpointMetadata  = "metadata"  // RFC 8414, OIDC
-	EndpointResource  = "resource"  // RFC 9728, of a Remote
-	EndpointRegister  = "register"  // RFC 7591
-	EndpointAuthorize = "authorize" // RFC 6749, section 3.1
-	EndpointToken     = "token"     // RFC 6749, section 3.2
-	EndpointRevoke    = "revoke"    // RFC 7009
-	EndpointKeys      = "keys"      // jwks_uri
-	EndpointMCP       = "mcp"       // of a Remote
-	EndpointOther     = "other"     // whatever else was asked for
+	EndpointMetadata   = "metadata"   // RFC 8414, OIDC
+	EndpointResource   = "resource"   // RFC 9728, of a Remote
+	EndpointRegister   = "register"   // RFC 7591
+	EndpointAuthorize  = "authorize"  // RFC 6749, section 3.1
+	EndpointToken      = "token"      // RFC 6749, section 3.2
+	EndpointRevoke     = "revoke"     // RFC 7009
+	EndpointKeys       = "keys"       // jwks_uri
+	EndpointIntrospect = "introspect" // RFC 7662
+	EndpointMCP        = "mcp"        // of a Remote
+	EndpointOther      = "other"      // whatever else was asked for
 )
 
 // Request is one request that a server here received.

@@ -1,0 +1,349 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"gatehouse/auth/authtest"
+)
+
+// team is a gateway for many users: their company's provider, and two remotes
+// with authorization servers of their own.
+type team struct {
+	idp, as      *authtest.AS
+	notes, files *authtest.Remote
+	gw           *process
+	t            *testing.T
+}
+
+func newTeam(t *testing.T, settings string) *team {
+	t.Helper()
+	tm := &team{t: t, idp: authtest.NewAS(t), as: authtest.NewAS(t)}
+	tm.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{} })
+	tm.notes = authtest.NewRemote(t, authtest.RemoteConfig{AS: tm.as})
+	tm.files = authtest.NewRemote(t, authtest.RemoteConfig{AS: tm.as})
+	if settings != "" {
+		settings = ", " + settings
+	}
+	tm.gw = startServe(t, fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q}, "files": {"url": %q}},
+		"gateway": {"auth": {"issuer": %q, "clientId": "gatehouse", "clientSecret": "canary-cs-gateway-1"%s}}}`,
+		tm.notes.URL, tm.files.URL, tm.idp.Issuer(), settings))
+	tm.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gateway-1", Method: "client_secret_basic",
+		RedirectURIs: []string{tm.base() + "/login/callback"}})
+	return tm
+}
+
+func (tm *team) base() string { return strings.TrimSuffix(tm.gw.url, "/mcp") }
+
+func (tm *team) token(user string) string { return tm.idp.JWTFor(user, tm.gw.url, nil) }
+
+func (tm *team) client(user, protocol string) *authtest.Client {
+	tm.t.Helper()
+	return authtest.Connect(tm.t, authtest.ClientConfig{URL: tm.gw.url, Token: tm.token(user), Protocol: protocol})
+}
+
+// browser is one that a user has logged in with.
+func (tm *team) browser(user string) *authtest.Browser {
+	tm.t.Helper()
+	b := authtest.NewBrowser(tm.t)
+	tm.idp.Set(func(k *authtest.ASKnobs) { k.User = user })
+	if page := b.Open(tm.base() + "/"); page.Status != http.StatusOK || !strings.Contains(page.Body, "for you, "+user) {
+		tm.t.Fatalf("logging in: %d %s\n%s", page.Status, page.URL, page.Body)
+	}
+	return b
+}
+
+// TestManyUsers: each user has their own sign-ins, whichever client of either
+// era they use, and nobody else can finish one.
+func TestManyUsers(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice, bob := tm.client("alice", authtest.ProtocolLegacy), tm.client("bob", authtest.ProtocolModern)
+	hers := link(t, alice.Call("notes_echo", nil), "notes")
+	his := link(t, bob.Call("notes_echo", nil), "notes")
+	if hers == his {
+		t.Fatal("one link for two users")
+	}
+	bobsBrowser, alicesBrowser := tm.browser("bob"), tm.browser("alice")
+
+	// Bob opens Alice's link: nothing happens, and she hears of it.
+	before := tm.as.Count(authtest.EndpointAuthorize)
+	if page := bobsBrowser.Open(hers); page.Status != http.StatusForbidden || !strings.Contains(page.Body, "made for another account") {
+		t.Errorf("bob at alice's link: %d\n%s", page.Status, page.Body)
+	}
+	if page := bobsBrowser.Do(http.MethodPost, hers, url.Values{}); page.Status != http.StatusForbidden {
+		t.Errorf("bob continues with alice's link: %d", page.Status)
+	}
+	if n := tm.as.Count(authtest.EndpointAuthorize); n != before {
+		t.Error("the authorization server was asked")
+	}
+	result := alice.Call("notes_echo", nil)
+	if again := link(t, result, "notes"); again != hers || !strings.Contains(authtest.Text(result), "another account") {
+		t.Errorf("alice's next result: %s", authtest.Text(result))
+	}
+
+	// A preview fetches the link, and the page, as often as it likes.
+	for range 50 {
+		if page := authtest.NewBrowser(t).Get(hers); page.Status != http.StatusSeeOther {
+			t.Fatalf("a preview: %d", page.Status)
+		}
+		alicesBrowser.Get(hers)
+	}
+	page := alicesBrowser.Open(hers)
+	for _, want := range []string{"alice", "notes", tm.as.Issuer(), "authtest-client", "another account"} {
+		if page.Status != http.StatusOK || !strings.Contains(page.Body, want) {
+			t.Errorf("the page lacks %q: %d\n%s", want, page.Status, page.Body)
+		}
+	}
+	if n := tm.as.Count(authtest.EndpointAuthorize); n != before {
+		t.Error("looking at the page went to the authorization server")
+	}
+	// Not without the page's own proof.
+	if page := alicesBrowser.Do(http.MethodPost, hers, url.Values{}); page.Status != http.StatusForbidden {
+		t.Errorf("continued without the page: %d", page.Status)
+	}
+	tm.as.Set(func(k *authtest.ASKnobs) { k.User = "alice at notes" })
+	if page := alicesBrowser.Submit(page, "Continue"); page.Status != http.StatusOK || !strings.Contains(page.Body, "notes is connected") {
+		t.Fatalf("signing in: %d %s\n%s", page.Status, page.URL, page.Body)
+	}
+	echo(t, alice, "notes_echo", "hers")
+	// Her other client, of the other era, has it as well; Bob has not.
+	echo(t, tm.client("alice", authtest.ProtocolModern), "notes_echo", "hers too")
+	if again := link(t, bob.Call("notes_echo", nil), "notes"); again != his {
+		t.Error("bob's link changed")
+	}
+	tm.as.Set(func(k *authtest.ASKnobs) { k.User = "bob at notes" })
+	bobsBrowser.Submit(bobsBrowser.Open(his), "Continue")
+	for client, want := range map[*authtest.Client]string{alice: "alice at notes", bob: "bob at notes"} {
+		if who := authtest.Text(client.Call("notes_whoami", nil)); who != want {
+			t.Errorf("%q, want %q", who, want)
+		}
+	}
+	// No token of the company's provider went to a remote.
+	for _, token := range tm.notes.Tokens() {
+		if strings.Count(token, ".") == 2 {
+			t.Error("a client's bearer token reached a remote")
+		}
+	}
+	if log := tm.gw.output(); strings.Contains(log, "canary-") {
+		t.Error("a secret is in the log")
+	}
+}
+
+// TestFinishedByAnother: what Alice has begun in her browser is of no use in
+// Bob's, nor in hers once somebody else is logged in there.
+func TestFinishedByAnother(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	hers := link(t, alice.Call("notes_echo", nil), "notes")
+	alicesBrowser, bobsBrowser := tm.browser("alice"), tm.browser("bob")
+	// begun is the callback that her browser would be sent to.
+	begun := func() string {
+		t.Helper()
+		page := alicesBrowser.Do(http.MethodPost, hers, url.Values{"token": {proof(t, alicesBrowser.Open(hers).Body)}})
+		return alicesBrowser.OpenUntil(page.Header.Get("Location"), tm.base()).Next
+	}
+	if page := bobsBrowser.Open(begun()); page.Status != http.StatusForbidden {
+		t.Errorf("bob finishes: %d", page.Status)
+	}
+	callback := begun()
+	// Bob logs in at her browser.
+	tm.idp.Set(func(k *authtest.ASKnobs) { k.User = "bob" })
+	alicesBrowser.Open(tm.base() + "/login")
+	if page := alicesBrowser.Open(callback); page.Status != http.StatusForbidden || !strings.Contains(page.Body, "another account") {
+		t.Errorf("bob in her browser: %d\n%s", page.Status, page.Body)
+	}
+	if n := tm.as.Count(authtest.EndpointToken); n != 0 {
+		t.Errorf("%d codes were redeemed", n)
+	}
+	link(t, alice.Call("notes_echo", nil), "notes")
+}
+
+func proof(t *testing.T, body string) string {
+	t.Helper()
+	_, after, ok := strings.Cut(body, `name="token" value="`)
+	value, _, ok2 := strings.Cut(after, `"`)
+	if !ok || !ok2 {
+		t.Fatalf("no proof in the page:\n%s", body)
+	}
+	return value
+}
+
+// TestBearers: who has no good token gets 401, and where to get one.
+func TestBearers(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	initialize := `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`
+	past := time.Now().Add(-time.Second).Unix()
+	good := tm.token("alice")
+	opaque := tm.idp.Mint("alice", tm.gw.url)
+	for name, tt := range map[string]struct {
+		headers []string
+		code    string // "" is accepted
+	}{
+		"good":                  {headers: []string{"Bearer " + good}},
+		"lower case":            {headers: []string{"bearer " + good}},
+		"opaque":                {headers: []string{"Bearer " + opaque}},
+		"typ JWT":               {headers: []string{"Bearer " + tm.idp.SignedJWT("alice", tm.gw.url, "JWT", nil)}},
+		"several audiences":     {headers: []string{"Bearer " + tm.idp.JWTFor("alice", "", map[string]any{"aud": []string{"x", tm.gw.url}})}},
+		"none":                  {code: "none"},
+		"Basic":                 {headers: []string{"Basic YTpi"}, code: "none"},
+		"two":                   {headers: []string{"Bearer " + good, "Bearer " + good}, code: "invalid_request"},
+		"empty":                 {headers: []string{"Bearer "}, code: "none"},
+		"garbage":               {headers: []string{"Bearer garbage"}, code: "invalid_token"},
+		"garbage JWT":           {headers: []string{"Bearer e30.e30.e30"}, code: "invalid_token"},
+		"expired":               {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"exp": past})}, code: "invalid_token"},
+		"no exp":                {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"exp": nil})}, code: "invalid_token"},
+		"exp of no clock":       {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"exp": 1e300})}, code: "invalid_token"},
+		"not yet":               {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"nbf": time.Now().Add(time.Hour).Unix()})}, code: "invalid_token"},
+		"wrong audience":        {headers: []string{"Bearer " + tm.idp.JWTFor("alice", "https://another.example/mcp", nil)}, code: "invalid_token"},
+		"part of the audience":  {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.base(), nil)}, code: "invalid_token"},
+		"no audience":           {headers: []string{"Bearer " + tm.idp.JWTFor("alice", "", map[string]any{"aud": nil})}, code: "invalid_token"},
+		"another issuer":        {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"iss": tm.idp.Issuer() + "/"})}, code: "invalid_token"},
+		"no subject":            {headers: []string{"Bearer " + tm.idp.JWTFor("", tm.gw.url, nil)}, code: "invalid_token"},
+		"a subject that's none": {headers: []string{"Bearer " + tm.idp.JWTFor("", tm.gw.url, map[string]any{"sub": []string{"alice"}})}, code: "invalid_token"},
+		"bound to a key":        {headers: []string{"Bearer " + tm.idp.JWTFor("alice", tm.gw.url, map[string]any{"cnf": map[string]any{"jkt": "x"}})}, code: "invalid_token"},
+		"an ID token":           {headers: []string{"Bearer " + tm.idp.SignedJWT("alice", tm.gw.url, "JWT", map[string]any{"nonce": "n"})}, code: "invalid_token"},
+		"an ID-JAG":             {headers: []string{"Bearer " + tm.idp.SignedJWT("alice", tm.gw.url, "oauth-id-jag+jwt", nil)}, code: "invalid_token"},
+		"a logout token":        {headers: []string{"Bearer " + tm.idp.SignedJWT("alice", tm.gw.url, "logout+jwt", nil)}, code: "invalid_token"},
+		"unsigned":              {headers: []string{"Bearer " + unsigned(good)}, code: "invalid_token"},
+		"signature cut off":     {headers: []string{"Bearer " + good[:strings.LastIndex(good, ".")+1]}, code: "invalid_token"},
+		"changed":               {headers: []string{"Bearer " + changed(good)}, code: "invalid_token"},
+		"opaque for another":    {headers: []string{"Bearer " + tm.idp.Mint("alice", "https://another.example/mcp")}, code: "invalid_token"},
+		"opaque, unknown":       {headers: []string{"Bearer canary-at-unknown"}, code: "invalid_token"},
+		"huge":                  {headers: []string{"Bearer " + strings.Repeat("x", 20<<10)}, code: "invalid_token"},
+	} {
+		for _, path := range []string{"/mcp", "/mcp?access_token=" + good} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, tm.base()+path, strings.NewReader(initialize))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			req.Header.Set("Accept", "application/json, text/event-stream")
+			req.Header["Authorization"] = tt.headers
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			says := resp.Header.Get("WWW-Authenticate")
+			switch {
+			case tt.code == "" && resp.StatusCode != http.StatusOK:
+				t.Errorf("%s: %d %s", name, resp.StatusCode, says)
+			case tt.code == "":
+			case resp.StatusCode != http.StatusUnauthorized || !strings.Contains(says, `resource_metadata="`+tm.base()+`/.well-known/oauth-protected-resource/mcp"`) || !strings.Contains(says, `scope="openid"`):
+				t.Errorf("%s: %d %s", name, resp.StatusCode, says)
+			case tt.code == "none" && strings.Contains(says, "error="), tt.code != "none" && !strings.Contains(says, `error="`+tt.code+`"`):
+				t.Errorf("%s: %s", name, says)
+			}
+		}
+	}
+	for _, path := range []string{"/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-protected-resource"} {
+		resp, err := http.Get(tm.base() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var document struct {
+			Resource string
+			Servers  []string `json:"authorization_servers"`
+		}
+		err = json.NewDecoder(resp.Body).Decode(&document)
+		resp.Body.Close()
+		if err != nil || document.Resource != tm.gw.url || len(document.Servers) != 1 || document.Servers[0] != tm.idp.Issuer() {
+			t.Errorf("%s: %+v, %v", path, document, err)
+		}
+	}
+}
+
+// unsigned is the token with alg none.
+func unsigned(token string) string {
+	parts := strings.Split(token, ".")
+	return "eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0." + parts[1] + "."
+}
+
+// changed is the token with other claims.
+func changed(token string) string {
+	parts := strings.Split(token, ".")
+	parts[1] = parts[1][:10] + "A" + parts[1][11:]
+	return strings.Join(parts, ".")
+}
+
+// TestSessionOfAnother: another user's session id answers like one that there
+// has never been.
+func TestSessionOfAnother(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	answer := func(method, id, token string) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(within(t), method, tm.gw.url, strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"},
+			"Mcp-Session-Id": {id}, "Mcp-Protocol-Version": {"2025-11-25"}, "Authorization": {"Bearer " + token}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(resp.StatusCode, resp.Header.Get("Content-Type"), string(body))
+	}
+	for _, method := range []string{http.MethodPost, http.MethodGet, http.MethodDelete} {
+		got, want := answer(method, alice.ID(), tm.token("bob")), answer(method, "no-such-session", tm.token("bob"))
+		if got != want || !strings.HasPrefix(got, "404") {
+			t.Errorf("%s: %q, want %q", method, got, want)
+		}
+	}
+	if got := answer(http.MethodPost, alice.ID(), "garbage"); !strings.HasPrefix(got, "401") {
+		t.Errorf("without a token: %s", got)
+	}
+	// A new token of the same user goes on.
+	if got := answer(http.MethodPost, alice.ID(), tm.token("alice")); !strings.HasPrefix(got, "200") {
+		t.Errorf("with a new token: %s", got)
+	}
+}
+
+// TestConnectAll: one remote after the other, by one button.
+func TestConnectAll(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	b := tm.browser("alice")
+	page := b.Open(link(t, alice.Call("notes_echo", nil), "notes"))
+	if !strings.Contains(page.Body, "files") {
+		t.Errorf("the page does not say what else waits:\n%s", page.Body)
+	}
+	page = b.Submit(page, "Continue, then the other")
+	if !strings.Contains(page.Body, "Sign in to files?") {
+		t.Fatalf("after the first: %s\n%s", page.URL, page.Body)
+	}
+	page = b.Submit(page, "Continue")
+	if page.URL[:len(tm.base())+2] != tm.base()+"/?" || !strings.Contains(page.Body, "signed in to every remote") {
+		t.Errorf("after the last: %s\n%s", page.URL, page.Body)
+	}
+	echo(t, alice, "notes_echo", "one")
+	echo(t, alice, "files_echo", "two")
+	// Out of everything, and out of the gateway.
+	if page = b.Submit(page, "Sign out of everything"); !strings.Contains(page.Body, "signed out") {
+		t.Errorf("signing out: %s", page.Body)
+	}
+	link(t, alice.Call("files_echo", nil), "files")
+	if page = b.Submit(page, "Log out"); page.Status != http.StatusOK || !strings.Contains(page.Body, "logged out") {
+		t.Errorf("logging out: %d %s", page.Status, page.Body)
+	}
+	if page := b.Get(tm.base() + "/"); page.Status != http.StatusSeeOther || !strings.HasPrefix(page.Header.Get("Location"), "/login") {
+		t.Errorf("still logged in: %d %s", page.Status, page.Header.Get("Location"))
+	}
+}
