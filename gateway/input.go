@@ -144,7 +144,7 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 		return nil, nil, nil, &invalidParams{"the params of " + method + " have a member twice"}
 	}
 	state, _ := rawjson.String(got[0])
-	plain, ours := g.tickets.open(c.view.principal, state)
+	plain, ours := g.states.open(c.view.principal, state)
 	if !ours {
 		none.Foreign = strings.HasPrefix(state, ticketPrefix)
 		return none, nil, params, nil
@@ -218,7 +218,7 @@ func (g *Gateway) inputRequired(c caller, requests map[string]inputRequest, t *t
 		ResultType string                  `json:"resultType"`
 		Requests   map[string]inputRequest `json:"inputRequests"`
 		State      string                  `json:"requestState"`
-	}{"input_required", requests, g.tickets.seal(c.view.principal, plain)})
+	}{"input_required", requests, g.states.seal(c.view.principal, plain)})
 	if err != nil {
 		return nil, fmt.Errorf("encoding input_required: %w", err)
 	}

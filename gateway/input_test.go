@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -543,5 +544,48 @@ func TestRemoteCancels(t *testing.T) {
 	takenBack <- struct{}{}
 	if got := fmt.Sprint(modernCall(c, elicits, "r_ask", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, state))); !strings.Contains(got, "context canceled") {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestTicketElsewhere: a ticket for a sign-in is good at every process that
+// serves the same address with the same store; the remote never sees it.
+func TestTicketElsewhere(t *testing.T) {
+	dir := t.TempDir() + "/store"
+	replica := func(address string) *Gateway {
+		store, err := auth.OpenFile(auth.FileConfig{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		g := New(Setup{Config: &Config{}, PublicURL: address, Log: slog.New(slog.DiscardHandler), Sealer: store})
+		t.Cleanup(g.Close)
+		return g
+	}
+	c := caller{view: &view{principal: auth.Local}, modern: true}
+	const params = `{"name":"r_t","arguments":{}}`
+	issued, err := replica("https://gw").inputRequired(c, nil, &ticket{Remote: "r", Round: 1, Request: digest("tools/call", json.RawMessage(params))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result struct{ RequestState string }
+	if err := json.Unmarshal(issued, &result); err != nil {
+		t.Fatal(err)
+	}
+	again := json.RawMessage(fmt.Sprintf(`{"name":"r_t","arguments":{},"requestState":%q,"inputResponses":{"gatehouse_sign_in":{"action":"accept"}}}`, result.RequestState))
+	got, _, plain, err := replica("https://gw").resume(c, "tools/call", again)
+	if err != nil || got.Remote != "r" || got.Round != 1 || string(plain) != params {
+		t.Errorf("another replica: got %+v, %s, %v", got, plain, err)
+	}
+	for name, try := range map[string]struct {
+		address   string
+		principal auth.Principal
+	}{
+		"another gateway with this store": {"https://other", auth.Local},
+		"another principal":               {"https://gw", auth.Principal{Issuer: "https://idp", Subject: "eve"}},
+	} {
+		got, _, plain, err := replica(try.address).resume(caller{view: &view{principal: try.principal}, modern: true}, "tools/call", again)
+		if err != nil || !got.Foreign || got.Remote != "" || string(plain) != string(again) {
+			t.Errorf("%s: got %+v, %s, %v", name, got, plain, err)
+		}
 	}
 }
