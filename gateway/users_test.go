@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -95,9 +96,7 @@ func (u *users) do(method, path, user, body string, header http.Header) *http.Re
 		u.t.Fatal(err)
 	}
 	req.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	if user != "" {
 		req.Header.Set("Authorization", "Bearer "+u.idp.JWTFor(user, u.url+"/mcp", nil))
 	}
