@@ -322,7 +322,11 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 	srv := gateway.NewServer(context.WithoutCancel(ctx), h.gateway.Handler(), log)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(listener) }()
-	log.Info("serving MCP over HTTP", "url", base+"/mcp", "remotes", len(cfg.Running()), "sessions", cfg.Gateway.Sessions)
+	sessions := cfg.Gateway.Sessions
+	if cfg.Users() {
+		sessions = "of users who log in at " + cfg.Gateway.Login.Issuer
+	}
+	log.Info("serving MCP over HTTP", "url", base+"/mcp", "remotes", len(cfg.Running()), "sessions", sessions)
 	if public, err := url.Parse(publicURL(cfg, base)); err == nil && !isLoopback(public.Hostname()) && !cfg.Users() {
 		log.Warn("clients are not authenticated: whoever reaches the MCP endpoint through publicUrl can use it; let your proxy admit the right people only", "publicUrl", cfg.Gateway.PublicURL)
 	}

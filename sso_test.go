@@ -74,7 +74,9 @@ func TestSingleSignOn(t *testing.T) {
 	if s := status(t, client); s["wiki"].Status != "auth_required" || s["wiki"].AuthURL != url {
 		t.Errorf("status before: %+v", s["wiki"])
 	}
-	signIn(t, url)
+	if page := signIn(t, url); !strings.Contains(page.Body, "files is connected") || !strings.Contains(page.Body, "crm is connected") {
+		t.Errorf("the page after the login says\n%s", page.Body)
+	}
 	for _, name := range []string{"files", "wiki", "crm"} {
 		echo(t, client, name+"_echo", name)
 		if who := authtest.Text(client.Call(name+"_whoami", nil)); who != "alice" {

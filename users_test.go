@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -131,8 +132,111 @@ func TestManyUsers(t *testing.T) {
 			t.Error("a client's bearer token reached a remote")
 		}
 	}
-	if log := tm.gw.output(); strings.Contains(log, "canary-") {
+	log := tm.gw.output()
+	if strings.Contains(log, "canary-") {
 		t.Error("a secret is in the log")
+	}
+	if !regexp.MustCompile(`"msg":"sign-in refused","audit":\{"principal":\{"issuer":"[^"]+","subject":"alice"\},"remote":"notes","why":"wrong_person"\}`).MatchString(log) {
+		t.Error("bob's attempt is not in the audit log")
+	}
+}
+
+// TestUsersAttacked: what a foreign page, a frame, or a request that only claims
+// to be somebody's gets.
+func TestUsersAttacked(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	hers := link(t, alice.Call("notes_echo", nil), "notes")
+	b := tm.browser("alice")
+	form := url.Values{"token": {proof(t, b.Open(hers).Body)}}
+	registered := tm.as.Count(authtest.EndpointAuthorize)
+	do := func(method, address, body string, header http.Header) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(within(t), method, address, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		resp, err := b.Client().Do(req) // with her cookies
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp
+	}
+	posted := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	with := func(h http.Header, name, value string) http.Header {
+		h = h.Clone()
+		h.Set(name, value)
+		return h
+	}
+	for _, path := range []string{strings.TrimPrefix(hers, tm.base()), "/signin", "/signout", "/logout"} {
+		for name, header := range map[string]http.Header{
+			"Origin": with(posted, "Origin", "https://evil.example"), "Sec-Fetch-Site": with(posted, "Sec-Fetch-Site", "cross-site"),
+			"a frame": with(with(posted, "Sec-Fetch-Site", "same-origin"), "Sec-Fetch-Dest", "iframe"),
+		} {
+			if resp := do(http.MethodPost, tm.base()+path, form.Encode(), header); resp.StatusCode != http.StatusForbidden {
+				t.Errorf("%s from %s: %s", path, name, resp.Status)
+			}
+		}
+		// The proof of another user, or of another login, is none.
+		other := url.Values{"token": {proof(t, tm.browser("bob").Open(tm.base()+"/").Body)}}
+		tm.idp.Set(func(k *authtest.ASKnobs) { k.User = "alice" })
+		for name, body := range map[string]string{"no proof": "", "bob's proof": other.Encode(), "twice": form.Encode() + "x"} {
+			if resp := do(http.MethodPost, tm.base()+path, body, posted); resp.StatusCode != http.StatusForbidden {
+				t.Errorf("%s with %s: %s", path, name, resp.Status)
+			}
+		}
+	}
+	for _, path := range []string{"/login", "/login/callback", "/"} {
+		if resp := do(http.MethodGet, tm.base()+path, "", http.Header{"Sec-Fetch-Dest": {"image"}}); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s as an image: %s", path, resp.Status)
+		}
+		if resp := do(http.MethodOptions, tm.base()+path, "", http.Header{}); resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("OPTIONS %s: %s", path, resp.Status)
+		}
+	}
+	for _, to := range []string{"https://evil.example/", "//evil.example", "/\\evil.example", "/connect/..//evil.example", "javascript:alert(1)", "/login?to=/login"} {
+		fresh := authtest.NewBrowser(t)
+		if page := fresh.Open(tm.base() + "/login?to=" + url.QueryEscape(to)); !strings.HasPrefix(page.URL, tm.base()+"/") {
+			t.Errorf("the login led from %s to %s", to, page.URL)
+		}
+	}
+	if n := tm.as.Count(authtest.EndpointAuthorize); n != registered {
+		t.Error("a sign-in was begun")
+	}
+	if page := b.Open(tm.base() + "/"); page.Status != http.StatusOK || !strings.Contains(page.Body, "for you, alice") {
+		t.Errorf("she is logged out: %d", page.Status)
+	}
+	// Words about oneself.
+	claims := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "X-User": {"alice"}, "X-Forwarded-User": {"alice"},
+		"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Email": {"alice"}, "Remote-User": {"alice"}, "Mcp-Session-Id": {alice.ID()}}
+	if resp := do(http.MethodPost, tm.gw.url, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, claims); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("only claimed: %s", resp.Status)
+	}
+	// A body is not read of whom nobody knows.
+	if resp := do(http.MethodPost, tm.gw.url, strings.Repeat(" ", 10<<20), http.Header{"Content-Type": {"application/json"}}); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("10 MB of nobody: %s", resp.Status)
+	}
+	for name, header := range map[string]http.Header{"Origin": {"Origin": {"https://evil.example"}}, "Host": {}} {
+		header.Set("Authorization", "Bearer "+tm.token("alice"))
+		req, err := http.NewRequestWithContext(within(t), http.MethodPost, tm.gw.url, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		if name == "Host" {
+			req.Host = "evil.example"
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusForbidden {
+			t.Errorf("a foreign %s: %s", name, resp.Status)
+		}
 	}
 }
 

@@ -448,12 +448,17 @@ func (b *Broker) Flow(ctx context.Context, flowID string, v Visit) (*FlowInfo, e
 	return info, nil
 }
 
-// Skip ends a flow of [LoginRemote] whose sign-in has come about by a browser's
-// login (see [Broker.FinishLogin]), and so is not needed any more.
-func (b *Broker) Skip(ctx context.Context, flowID string) error {
+// SkipLogin ends the flow of [LoginRemote] that is open for a principal: its
+// sign-in has come about by a browser's login (see [Broker.FinishLogin]). It
+// returns the flow's id, empty if there was none.
+func (b *Broker) SkipLogin(ctx context.Context, p Principal) (flowID string, err error) {
+	pending, err := b.pending(ctx, key{p, LoginRemote})
+	if err != nil || pending == nil {
+		return "", err
+	}
 	now := b.now()
 	var states []stateRef
-	f, err := b.updateFlow(ctx, flowID, func(f *flow) error {
+	f, err := b.updateFlow(ctx, pending.ID, func(f *flow) error {
 		if f.Ended {
 			return ErrFlowUnknown
 		}
@@ -463,12 +468,12 @@ func (b *Broker) Skip(ctx context.Context, flowID string) error {
 		return nil
 	})
 	if errors.Is(err, ErrFlowUnknown) {
-		return nil // it has ended anyhow
+		return "", nil // somebody else was quicker
 	} else if err != nil {
-		return err
+		return "", err
 	}
 	b.dropStates(ctx, states)
-	return b.endServed(ctx, f)
+	return f.ID, b.endServed(ctx, f)
 }
 
 // Conclude notes what came of the connection after a sign-in, for whoever

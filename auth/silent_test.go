@@ -22,14 +22,14 @@ import (
 // and one that serves the gateway itself, jobs.
 type office struct {
 	*auth.Broker
-	t                      *testing.T
+	t                      testing.TB
 	clock                  *clock
 	idp, crmAS             *authtest.AS
 	files, wiki, crm, jobs *authtest.Remote
 }
 
 // newOffice starts it; change may be nil.
-func newOffice(t *testing.T, change func(*office, *auth.Config)) *office {
+func newOffice(t testing.TB, change func(*office, *auth.Config)) *office {
 	t.Helper()
 	o := &office{t: t, idp: authtest.NewAS(t), crmAS: authtest.NewAS(t)}
 	// Signatures are checked by the true time.

@@ -38,6 +38,12 @@ type inside struct {
 // newInside builds a gateway in front of a remote; change may alter the config.
 func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
 	t.Helper()
+	return newInsideFor(t, remote, config, nil)
+}
+
+// newInsideFor is newInside for the users of a provider, nil: for nobody.
+func newInsideFor(t *testing.T, remote *authtest.Remote, config string, idp *authtest.AS) *inside {
+	t.Helper()
 	canary := authtest.NewCanary(t, remote)
 	cfg, _, err := ParseConfig("test", []byte(config), func(string) (string, bool) { return "", false })
 	if err != nil {
@@ -51,10 +57,15 @@ func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
 	srv := httptest.NewUnstartedServer(nil)
 	url := "http://" + srv.Listener.Addr().String()
 	store := auth.NewMemory(auth.MemoryConfig{})
-	broker, err := auth.New(auth.Config{
+	conf := auth.Config{
 		Remotes:   []auth.Remote{{Name: "r", URL: remote.URL, HTTP: client}},
 		PublicURL: url, CallbackPath: "/oauth/callback", Store: store, Log: canary.Logger(),
-	})
+	}
+	if idp != nil {
+		cfg.Gateway.Login = &Login{Issuer: idp.Issuer(), ClientID: "gatehouse"}
+		conf.Login = &auth.Login{Issuer: idp.Issuer(), ClientID: "gatehouse", Audience: url + "/mcp", HTTP: client}
+	}
+	broker, err := auth.New(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +77,7 @@ func newInside(t *testing.T, remote *authtest.Remote, config string) *inside {
 	})
 	in := &inside{url: url, outgoing: clients, store: store}
 	g := New(Setup{
-		Config: cfg, Auth: broker, Sessions: pool, PublicURL: url, Version: "test", Log: canary.Logger(),
+		Config: cfg, Users: idp != nil, Auth: broker, Sessions: pool, PublicURL: url, Version: "test", Log: canary.Logger(),
 		Now: func() time.Time { return time.Now().Add(time.Duration(in.forward.Load())) },
 	})
 	in.Gateway = g

@@ -227,8 +227,7 @@ func (g *Gateway) isProxy(addr netip.Addr) bool {
 // Which server answers stands in the request's context.
 func newMCPHandlers(bodyBytes int64) (legacy, modern http.Handler) {
 	server := func(r *http.Request) *mcp.Server {
-		s, _ := r.Context().Value(serverKey{}).(*mcp.Server)
-		return s
+		return served(r.Context()).server
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	return mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{
@@ -242,7 +241,18 @@ func newMCPHandlers(bodyBytes int64) (legacy, modern http.Handler) {
 		})
 }
 
-type serverKey struct{}
+type servedKey struct{}
+
+// servedBy is which server answers a request, and for whom.
+type servedBy struct {
+	server *mcp.Server
+	who    auth.Identity
+}
+
+func served(ctx context.Context) servedBy {
+	by, _ := ctx.Value(servedKey{}).(servedBy)
+	return by
+}
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
@@ -259,15 +269,14 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		// closes the streams.
 		defer g.calls.begin()()
 	}
-	if g.users {
+	if g.users && (r.Method == http.MethodGet || method == "subscriptions/listen") {
 		var done context.CancelFunc
-		r, done = g.during(r, who, method)
+		r, done = g.during(r, who)
 		defer done()
 	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
-		principal := who.Principal
 		if !g.users {
-			principal = auth.Local
+			who.Principal = auth.Local
 		}
 		// Without a session nothing tells clients apart: they all are the local user,
 		// which is right on this machine alone.
@@ -275,7 +284,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "protocol "+modernVersion+" is served on loopback only, as it has no sessions that would keep users apart; use an older one, or set gateway.sessions to shared", http.StatusForbidden)
 			return
 		}
-		g.serveView(w, r, g.modern, principal, method)
+		g.serveView(w, r, g.modern, who, method)
 		return
 	}
 	id := r.Header.Get("Mcp-Session-Id")
@@ -301,7 +310,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodDelete {
 		client.leave() // nobody waits for its calls any more
 	}
-	g.legacy.ServeHTTP(w, withServer(r, client.view.server))
+	g.legacy.ServeHTTP(w, withServer(r, client.view.server, who))
 	if r.Method == http.MethodDelete {
 		g.log.Info("session ended by the client", "session", shortID(id))
 		g.clients.end(client)
@@ -336,19 +345,18 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Id
 	}
 	// The SDK has put the session's id there, if there is one now.
 	defer func() { g.clients.trim(w.Header().Get("Mcp-Session-Id")) }()
-	if g.users {
-		g.serveView(w, r, g.legacy, who.Principal, method)
-		return
+	if !g.users && g.cfg.Gateway.Sessions == "shared" {
+		who.Principal = auth.Local
 	}
-	if g.cfg.Gateway.Sessions == "shared" {
-		g.serveView(w, r, g.legacy, auth.Local, method)
+	if who.Principal != (auth.Principal{}) {
+		g.serveView(w, r, g.legacy, who, method)
 		return
 	}
 	id := uuid.NewString()
 	principal := auth.SessionPrincipal(id)
 	v, leave, err := g.enter(principal, declaredAtFirst(r))
 	defer leave()
-	g.serveOpened(w, r, g.legacy, v, err, method)
+	g.serveOpened(w, r, g.legacy, v, err, who, method)
 	if !g.clients.has(id) {
 		g.end(principal) // initialize was refused
 		return
@@ -356,13 +364,13 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Id
 	g.log.Info("session began", "session", shortID(id))
 }
 
-func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, p auth.Principal, method string) {
-	v, leave, err := g.enter(p, nil)
+func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handler, who auth.Identity, method string) {
+	v, leave, err := g.enter(who.Principal, nil)
 	defer leave()
-	g.serveOpened(w, r, h, v, err, method)
+	g.serveOpened(w, r, h, v, err, who, method)
 }
 
-func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, method string) {
+func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, who auth.Identity, method string) {
 	if err != nil {
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
@@ -371,7 +379,7 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 	if g.refuseCall(w, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
 		return
 	}
-	h.ServeHTTP(w, withServer(r, v.server))
+	h.ServeHTTP(w, withServer(r, v.server, who))
 }
 
 // refuseHeaders answers a call whose headers do not fit its arguments.
@@ -422,8 +430,8 @@ func declaredAtFirst(r *http.Request) json.RawMessage {
 	return json.RawMessage("{}")
 }
 
-func withServer(r *http.Request, s *mcp.Server) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), serverKey{}, s))
+func withServer(r *http.Request, s *mcp.Server, who auth.Identity) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), servedKey{}, servedBy{s, who}))
 }
 
 // removed are the methods that protocol 2026-07-28 has no more.

@@ -140,7 +140,7 @@ func (g *Gateway) serveConnect(w http.ResponseWriter, r *http.Request) error {
 		g.writePage(w, http.StatusOK, outcomePage(flow))
 		return nil
 	case g.users && flow.Remote == auth.LoginRemote:
-		return g.concludeLogin(w, r, r.PathValue("flow"), who)
+		return g.concludeLogin(w, r, who)
 	case r.Method == http.MethodPost:
 		if g.users {
 			if _, err := g.form(w, r); err != nil {

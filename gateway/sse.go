@@ -68,7 +68,7 @@ func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
 	}
 	if g.users {
 		var done context.CancelFunc
-		r, done = g.during(r, who, "")
+		r, done = g.during(r, who)
 		defer done()
 	}
 	id := rand.Text()

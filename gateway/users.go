@@ -130,23 +130,18 @@ func (g *Gateway) serveResource(w http.ResponseWriter, r *http.Request) {
 // binds its sessions to that as well.
 func (g *Gateway) asPrincipal(next http.Handler) http.Handler {
 	return &struct{ http.Handler }{sdkauth.RequireBearerToken(func(ctx context.Context, _ string, _ *http.Request) (*sdkauth.TokenInfo, error) {
-		who, ok := ctx.Value(identityKey{}).(auth.Identity)
-		if !ok {
+		who := served(ctx).who
+		if who.Principal == (auth.Principal{}) {
 			return nil, sdkauth.ErrInvalidToken
 		}
 		return &sdkauth.TokenInfo{UserID: who.Principal.Key(), Expiration: who.Expires}, nil
 	}, nil)(next)}
 }
 
-type identityKey struct{}
-
 // during ends a stream with the token that it was opened with: who opens it
 // again shows another one.
-func (g *Gateway) during(r *http.Request, who auth.Identity, method string) (*http.Request, context.CancelFunc) {
-	ctx, cancel := context.WithValue(r.Context(), identityKey{}, who), context.CancelFunc(func() {})
-	if r.Method == http.MethodGet || method == "subscriptions/listen" {
-		ctx, cancel = context.WithTimeout(ctx, who.Expires.Sub(g.now()))
-	}
+func (g *Gateway) during(r *http.Request, who auth.Identity) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(r.Context(), who.Expires.Sub(g.now()))
 	return r.WithContext(ctx), cancel
 }
 
@@ -261,6 +256,10 @@ func (g *Gateway) serveLoginCallback(w http.ResponseWriter, r *http.Request) err
 	g.record(r.Context(), slog.LevelInfo, eventLogin, in.Principal, slog.String("account", in.Account))
 	g.setCookie(w, in.Ended)
 	g.setCookie(w, in.Cookie)
+	// Clients may be waiting for just that.
+	if _, err := g.loggedIn(r.Context(), in.Principal); err != nil {
+		g.log.Warn("logged in, but what waits for that was not told", "principal", in.Principal, "error", err)
+	}
 	http.Redirect(w, r, in.To, http.StatusSeeOther)
 	return nil
 }
@@ -300,21 +299,31 @@ func (g *Gateway) setCookie(w http.ResponseWriter, c auth.Cookie) {
 	http.SetCookie(w, cookie)
 }
 
-// concludeLogin ends the flow of a login that has come about by the browser's,
-// and connects what lives on it. Where there is none that would do, the browser
-// logs in again.
-func (g *Gateway) concludeLogin(w http.ResponseWriter, r *http.Request, flow string, who visitor) error {
+// loggedIn ends the flow that a client's call has begun for want of this login,
+// if there is one, and connects what lives on it.
+func (g *Gateway) loggedIn(ctx context.Context, p auth.Principal) (outcome auth.Outcome, err error) {
+	flow, err := g.auth.SkipLogin(ctx, p)
+	if err != nil || flow == "" {
+		return auth.Outcome{OK: true, Say: "You are logged in."}, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectWait)
+	defer cancel()
+	outcome = g.connected(ctx, &auth.Finished{FlowID: flow, Principal: p, Remote: auth.LoginRemote})
+	g.auth.Conclude(ctx, flow, outcome)
+	return outcome, nil
+}
+
+// concludeLogin answers a link that asks for the login, to somebody who is logged
+// in. Where that login is of no use any more, the browser logs in again.
+func (g *Gateway) concludeLogin(w http.ResponseWriter, r *http.Request, who visitor) error {
 	if !g.auth.Status(who.principal, auth.LoginRemote).SignedIn {
 		http.Redirect(w, r, loginPath+"?to="+url.QueryEscape(r.URL.EscapedPath()), http.StatusSeeOther)
 		return nil
 	}
-	if err := g.auth.Skip(r.Context(), flow); err != nil {
+	outcome, err := g.loggedIn(r.Context(), who.principal)
+	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), connectWait)
-	defer cancel()
-	outcome := g.connected(ctx, &auth.Finished{FlowID: flow, Principal: who.principal, Remote: auth.LoginRemote})
-	g.auth.Conclude(ctx, flow, outcome)
 	g.writePage(w, http.StatusOK, outcomePage(&auth.FlowInfo{Outcome: outcome}))
 	return nil
 }
