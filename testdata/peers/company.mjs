@@ -16,6 +16,11 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
   conformIdTokenClaims: false,
   rotateRefreshToken: true,
   issueRefreshToken: (_, client) => client.grantTypeAllowed('refresh_token'),
+  // Its own fetch keeps away from loopback, where all of this test is.
+  fetch: (url, options) => {
+    delete options.dispatcher;
+    return fetch(url, options);
+  },
   findAccount: (_, id) => ({
     accountId: id,
     claims: () => ({ sub: id, name: id, preferred_username: id, email: `${id}@company.example` }),
