@@ -371,6 +371,10 @@ func TestCompanyProvider(t *testing.T) {
 		t.Errorf("alice was asked to log in %d times more", n)
 	}
 	noTokenWentOn(t, notes)
+	// Who was refused is nobody, and no principal is written down for it.
+	if !strings.Contains(gw.output(), `"msg":"refused","audit":{"why":"bearer","from":"127.0.0.1"}`) {
+		t.Error("the refused tokens are not in the audit log")
+	}
 	if strings.Contains(gw.output(), gatewaySecret) {
 		t.Error("the client's secret is in the log")
 	}
