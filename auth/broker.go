@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 	"gatehouse/exchange"
@@ -122,7 +123,7 @@ type Broker struct {
 	workload   *workload          // nil: users log in
 	keys       loginKeys
 	exchanger  *exchange.Exchanger
-	gates      map[string]*gate // by issuer
+	gates      *gate.Gates
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
@@ -196,6 +197,7 @@ func New(c Config) (*Broker, error) {
 		remotes[LoginRemote] = login
 	}
 
+	gates := gate.New(c.Now)
 	b := &Broker{
 		publicURL:    c.PublicURL,
 		callbackPath: c.CallbackPath,
@@ -210,8 +212,8 @@ func New(c Config) (*Broker, error) {
 		remotes:      remotes,
 		silent:       map[string]*silent{},
 		login:        login,
-		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
-		gates:        map[string]*gate{},
+		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now}),
+		gates:        gates,
 		holds:        map[key]*hold{},
 		loans:        map[key]loan{},
 		starts:       map[key]*startCall{},

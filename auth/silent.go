@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -261,7 +260,7 @@ func (s *silent) explain(err error) error {
 		return asError(s.r.Name, err)
 	case errors.Is(err, guard.ErrBlocked):
 		return fail(KindUnavailable, "the token endpoint of "+server+" is at an address that the gateway may not reach: list it in the remote's allowAddresses if it is meant to be there")
-	case endedHandshake(err):
+	case e.EndedHandshake():
 		return fail(KindUnavailable, "the token endpoint of "+server+" ended the TLS handshake, as it does without a client certificate that it accepts: set cert and key in the remote's auth.tls, or renew them")
 	case e.Code == "invalid_client" || e.Code == "unauthorized_client":
 		return fail(KindToken, server+" refuses the gateway's client ("+e.Code+"): check its id, its credentials and what it is allowed in the config and there")
@@ -269,13 +268,6 @@ func (s *silent) explain(err error) error {
 		return fail(KindToken, server+" does not issue a token for it ("+e.Code+"): ask its operator whether the gateway's client and you may have one")
 	}
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
-}
-
-// endedHandshake reports whether a server answered with a TLS alert, as one
-// does that wants a client certificate. Which alert it was has no type.
-func endedHandshake(err error) bool {
-	op, ok := errors.AsType[*net.OpError](err)
-	return ok && op.Op == "remote error"
 }
 
 // find looks for where the remote's tokens come from, as its challenge says.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -415,7 +416,7 @@ func TestQueue(t *testing.T) {
 		wg.Go(func() { f.token(t, person(i), f.target) })
 	}
 	wg.Wait()
-	if most > atOnce {
+	if most > gate.AtOnce {
 		t.Errorf("%d at once", most)
 	}
 }

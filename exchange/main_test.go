@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -131,6 +132,7 @@ func setUp(t *testing.T, cfg Config) *fixture {
 	f := &fixture{clock: &clock{t: time.Now()}, provider: newProvider(t), http: guarded(t, 2*time.Second)}
 	cfg.Log = slog.New(slog.NewTextHandler(&noCanary{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg.Now = f.clock.now
+	cfg.Gates = gate.New(cfg.Now)
 	f.Exchanger = New(cfg)
 	t.Cleanup(f.Exchanger.Close)
 	f.target = &Target{

@@ -1,4 +1,4 @@
-package auth
+package gate
 
 import (
 	"context"
@@ -13,61 +13,61 @@ import (
 // it stays shut for as long as the server asks.
 func TestGate(t *testing.T) {
 	now := time.Date(2026, 7, 28, 12, 0, 0, 0, time.UTC)
-	g := &gate{now: func() time.Time { return now }, slots: make(chan struct{}, refreshesAtOnce)}
-	try := func(v verdict) error {
-		leave, err := g.enter(t.Context())
+	g := &Gate{now: func() time.Time { return now }, slots: make(chan struct{}, AtOnce)}
+	try := func(v Verdict) error {
+		leave, err := g.Enter(t.Context())
 		if err == nil {
 			leave(v)
 		}
 		return err
 	}
-	must := func(v verdict) {
+	must := func(v Verdict) {
 		t.Helper()
 		if err := try(v); err != nil {
 			t.Fatal(err)
 		}
 	}
-	bad := verdict{unwell: true}
+	bad := Verdict{Unwell: true}
 	for range shutAfter {
 		must(bad)
 	}
 	for _, pause := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
 		pause *= time.Second
 		now = now.Add(pause - time.Millisecond)
-		if err := try(bad); !errors.Is(err, errShut) {
+		if err := try(bad); !errors.Is(err, ErrShut) {
 			t.Fatalf("after a bit less than %v: %v", pause, err)
 		}
 		now = now.Add(time.Millisecond)
-		probe, err := g.enter(t.Context())
+		probe, err := g.Enter(t.Context())
 		if err != nil {
 			t.Fatalf("after %v: %v", pause, err)
 		}
-		if err := try(bad); !errors.Is(err, errShut) {
+		if err := try(bad); !errors.Is(err, ErrShut) {
 			t.Errorf("a second one entered beside the probe: %v", err)
 		}
 		probe(bad)
 	}
 	now = now.Add(time.Hour)
-	must(verdict{})
-	for range 2 * refreshesAtOnce {
-		must(verdict{})
+	must(Verdict{})
+	for range 2 * AtOnce {
+		must(Verdict{})
 	}
-	must(verdict{unwell: true, wait: 10 * time.Minute})
+	must(Verdict{Unwell: true, Wait: 10 * time.Minute})
 	now = now.Add(10*time.Minute - time.Second)
-	if err := try(bad); !errors.Is(err, errShut) {
+	if err := try(bad); !errors.Is(err, ErrShut) {
 		t.Errorf("before the server's Retry-After: %v", err)
 	}
 	now = now.Add(time.Second)
-	must(verdict{})
+	must(Verdict{})
 }
 
 // TestGateSlots: no more than 16 are inside, and who gives up waiting leaves
 // the others alone.
 func TestGateSlots(t *testing.T) {
-	g := &gate{now: time.Now, slots: make(chan struct{}, refreshesAtOnce)}
-	var leaves []func(verdict)
-	for range refreshesAtOnce {
-		leave, err := g.enter(t.Context())
+	g := &Gate{now: time.Now, slots: make(chan struct{}, AtOnce)}
+	var leaves []func(Verdict)
+	for range AtOnce {
+		leave, err := g.Enter(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,25 +75,25 @@ func TestGateSlots(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.enter(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := g.Enter(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("one too many: %v", err)
 	}
 	var wg sync.WaitGroup
 	for range 100 {
 		wg.Go(func() {
-			leave, err := g.enter(t.Context())
+			leave, err := g.Enter(t.Context())
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			if len(g.slots) > refreshesAtOnce {
+			if len(g.slots) > AtOnce {
 				t.Errorf("%d are inside", len(g.slots))
 			}
-			leave(verdict{})
+			leave(Verdict{})
 		})
 	}
 	for _, leave := range leaves {
-		leave(verdict{})
+		leave(Verdict{})
 	}
 	wg.Wait()
 	if len(g.slots) != 0 {
