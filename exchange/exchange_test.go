@@ -421,6 +421,64 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// Every request passes the gate of its endpoint: where that is shut none is made,
+// what is kept is used, and those who are turned away take no room.
+func TestGates(t *testing.T) {
+	f := setUp(t, Config{})
+	as := newProvider(t)
+	f.provider.set(func(w http.ResponseWriter, r *http.Request, _ int) {
+		switch r.PostForm.Get("requested_token_type") {
+		case TypeIDJAG:
+			f.provider.issue(w, map[string]any{"aud": as.URL}, map[string]any{"issued_token_type": TypeIDJAG, "token_type": "N_A"})
+		default:
+			f.provider.issue(w, nil, nil)
+		}
+	})
+	targets := map[string]*Target{}
+	for _, kind := range []Kind{Exchange, Machine, IDJAG} {
+		target := *f.target
+		target.Remote, target.Kind = string(kind), kind
+		targets[target.Remote] = &target
+	}
+	targets["idJag"].Audience = as.URL
+	targets["idJag"].Then = Server{Endpoint: as.URL + "/token", HTTP: f.http, Client: endpoint.Client{ID: "there"}}
+	kept := f.token(t, f.alice, f.target)
+	shut := func(endpoint string) (open func()) {
+		g := f.gates.Of(endpoint)
+		leave, err := g.Enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave(gate.Verdict{Unwell: true, Wait: time.Minute})
+		return func() { f.clock.add(time.Minute) }
+	}
+	open := shut(f.target.Server.Endpoint)
+	for name, target := range targets {
+		if _, err := f.Token(t.Context(), f.alice, target); !errors.Is(err, gate.ErrShut) {
+			t.Errorf("%s, with the gate shut: %v", name, err)
+		}
+	}
+	if f.token(t, f.alice, f.target) != kept {
+		t.Error("what is kept is not used")
+	}
+	if s := f.Stats(); s.Size != 1 || len(f.provider.requests()) != 1 {
+		t.Errorf("%+v, %d requests", s, len(f.provider.requests()))
+	}
+	open()
+	open = shut(as.URL + "/token")
+	for name, target := range targets {
+		_, err := f.Token(t.Context(), f.alice, target)
+		if _, then := errors.AsType[*ThenError](err); name == "idJag" && !(then && errors.Is(err, gate.ErrShut)) || name != "idJag" && err != nil {
+			t.Errorf("%s, with the other gate shut: %v", name, err)
+		}
+	}
+	if n := len(as.requests()); n != 0 {
+		t.Errorf("%d requests at the remote's server", n)
+	}
+	open()
+	f.token(t, f.alice, targets["idJag"])
+}
+
 // The issuer that is expected is the one that issued.
 func TestIssuer(t *testing.T) {
 	f := setUp(t, Config{})

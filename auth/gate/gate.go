@@ -118,7 +118,7 @@ func Judge(err error) Verdict {
 		return Verdict{Nothing: true}
 	case e.Refused():
 		return Verdict{}
-	case e.Status >= 300 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout:
+	case e.Code == "" && e.Status >= 300 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout:
 		return Verdict{Wait: e.Retry}
 	}
 	return Verdict{Unwell: true, Wait: e.Retry}
