@@ -32,7 +32,7 @@ type house struct {
 // connections, then what clients and browsers see. audit may be nil: then log
 // takes the audit log, too.
 func build(cfg *gateway.Config, publicURL string, store auth.Store, log, audit *slog.Logger) (*house, error) {
-	clients, err := newClients(cfg)
+	clients, err := newClients(cfg, log)
 	if err != nil {
 		return nil, err
 	}
@@ -69,14 +69,14 @@ func (h *house) close() {
 	h.clients.Close()
 }
 
-func newClients(cfg *gateway.Config) (*guard.Clients, error) {
+func newClients(cfg *gateway.Config, log *slog.Logger) (*guard.Clients, error) {
 	g := guard.Config{UserAgent: "gatehouse/" + version}
 	if file := cfg.Gateway.CA; file != "" {
-		pem, err := os.ReadFile(cfg.Path(file))
+		roots, err := gateway.LoadRoots(log, cfg.Path(file))
 		if err != nil {
-			return nil, usageError{fmt.Errorf("reading gateway.ca: %w", err)}
+			return nil, usageError{fmt.Errorf("gateway.ca: %w", err)}
 		}
-		g.CA = pem
+		g.Roots = roots.Get
 	}
 	if cfg.Gateway.Proxy != "" {
 		proxy, err := url.Parse(cfg.Gateway.Proxy)
@@ -87,7 +87,7 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 	}
 	clients, err := guard.New(g)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("gateway.ca and gateway.proxy: %w", err)}
+		return nil, usageError{fmt.Errorf("gateway.proxy: %w", err)}
 	}
 	return clients, nil
 }
@@ -102,16 +102,13 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
 			continue
 		}
-		config, err := tlsTowards(cfg, server.TLS, log)
-		if err != nil {
+		policy := guard.Policy{Allow: server.AllowAddresses, Loopback: isLoopback(server.URL.Hostname())}
+		// The client certificate is for the remote; its authorization server is
+		// another party and does not see it.
+		if err := tlsTowards(cfg, server.TLS, server.URL.Host, &policy, log); err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
-		client := clients.Client(guard.Policy{
-			Allow: server.AllowAddresses, Loopback: isLoopback(server.URL.Hostname()),
-			// The client certificate is for the remote; its authorization server is
-			// another party and does not see it.
-			TLS: config, Host: server.URL.Host,
-		})
+		client := clients.Client(policy)
 		headers := http.Header{}
 		for name, value := range server.Headers {
 			headers.Set(name, value.Value())
@@ -248,7 +245,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 	if err != nil {
 		return err
 	}
-	clients, err := newClients(cfg)
+	clients, err := newClients(cfg, log)
 	if err != nil {
 		return err
 	}
