@@ -37,7 +37,7 @@ func build(cfg *gateway.Config, publicURL string, store auth.Store, log, audit *
 		return nil, err
 	}
 	metrics := gateway.NewMetrics(cfg, version)
-	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log, metrics.Refreshed)
+	broker, remotes, err := newBroker(cfg, clients, publicURL, store, log, metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +93,8 @@ func newClients(cfg *gateway.Config, log *slog.Logger) (*guard.Clients, error) {
 }
 
 // newBroker builds what signs in, and for each remote what dials it: both need
-// the remote's own guarded clients.
-func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger, refreshed func(remote, outcome string)) (*auth.Broker, []session.Remote, error) {
+// the remote's own guarded clients. metrics may be nil.
+func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, store auth.Store, log *slog.Logger, metrics *gateway.Metrics) (*auth.Broker, []session.Remote, error) {
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
@@ -128,6 +128,11 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		signIns = append(signIns, *signIn)
 	}
 	oauth := cfg.Gateway.OAuth
+	var refreshed func(remote, outcome string)
+	var exchanged func(remote, way, outcome, issued string)
+	if metrics != nil {
+		refreshed, exchanged = metrics.Refreshed, metrics.Exchanged
+	}
 	broker, err := auth.New(auth.Config{
 		Remotes: signIns, Login: login(cfg, clients), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
@@ -135,6 +140,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, st
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
 		ExchangeCache: cfg.Gateway.Limits.ExchangeCache,
 		Refreshed:     refreshed,
+		Exchanged:     exchanged,
 		Store:         store, Log: log,
 	})
 	if err != nil {

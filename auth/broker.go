@@ -72,6 +72,10 @@ type Config struct {
 	// Refreshed is told of each refresh that was sent to an authorization server
 	// and of its outcome: one of [RefreshDone] and so on; may be nil.
 	Refreshed func(remote, outcome string)
+	// Exchanged is told of each token that no person signed in for and that was not
+	// kept, as [exchange.Config] says, with the remote's way of signing in; may be
+	// nil.
+	Exchanged func(remote, way, outcome, issued string)
 
 	Store Store            // required; closed by its owner
 	Log   *slog.Logger     // required
@@ -89,10 +93,6 @@ const (
 	defaultMaxFlows     = 10
 	defaultClientName   = "Gatehouse"
 	defaultMetadataPath = "/.well-known/oauth-client.json"
-
-	// refreshesAtOnce bounds the refreshes in flight towards one remote's
-	// authorization server, so that one that comes back after an outage meets a
-	// queue and not a crowd.
 
 	// The deadlines of the broker's own work, network included.
 	startTime   = 30 * time.Second // discovery and registration
@@ -162,6 +162,9 @@ func New(c Config) (*Broker, error) {
 	if c.Refreshed == nil {
 		c.Refreshed = func(string, string) {}
 	}
+	if c.Exchanged == nil {
+		c.Exchanged = func(string, string, string, string) {}
+	}
 	c.Remotes = slices.Clone(c.Remotes)
 	remotes := make(map[string]*Remote, len(c.Remotes))
 	for i := range c.Remotes {
@@ -212,11 +215,13 @@ func New(c Config) (*Broker, error) {
 		remotes:      remotes,
 		silent:       map[string]*silent{},
 		login:        login,
-		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now}),
-		gates:        gates,
-		holds:        map[key]*hold{},
-		loans:        map[key]loan{},
-		starts:       map[key]*startCall{},
+		exchanger: exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now, Fetched: func(t *exchange.Target, outcome, issued string) {
+			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
+		}}),
+		gates:  gates,
+		holds:  map[key]*hold{},
+		loans:  map[key]loan{},
+		starts: map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()

@@ -45,7 +45,20 @@ type Config struct {
 	Gates *gate.Gates      // required: each request passes that of its endpoint
 	Log   *slog.Logger     // required
 	Now   func() time.Time // nil: time.Now
+	// Fetched hears how each attempt to get a token that was not kept ended: one of
+	// the Outcome constants, and for [OutcomeFetched] what was issued, the last word
+	// of a token type, empty if the server did not say. nil: nobody does. It must not
+	// block.
+	Fetched func(t *Target, outcome, issued string)
 }
+
+// Outcomes of an attempt, for [Config].
+const (
+	OutcomeFetched = "fetched"
+	OutcomeRefused = "refused" // by a server, or its answer was not one to use
+	OutcomeFailed  = "failed"  // a server failed, or did not answer
+	OutcomeShut    = "shut"    // no server was asked, see [gate.ErrShut]
+)
 
 // Token is what came of an exchange.
 type Token struct {
@@ -63,9 +76,10 @@ type Stats struct {
 // Exchanger gets tokens and keeps them. Make one with [New] and end it with
 // [Exchanger.Close].
 type Exchanger struct {
-	gates *gate.Gates
-	log   *slog.Logger
-	now   func() time.Time
+	gates   *gate.Gates
+	log     *slog.Logger
+	now     func() time.Time
+	fetched func(t *Target, outcome, issued string)
 
 	ctx    context.Context // of the exchanges: others may wait for what one caller began
 	cancel context.CancelFunc
@@ -96,8 +110,11 @@ func New(c Config) *Exchanger {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Fetched == nil {
+		c.Fetched = func(*Target, string, string) {}
+	}
 	x := &Exchanger{
-		gates: c.Gates, log: c.Log, now: c.Now, cache: newCache(c.Max),
+		fetched: c.Fetched, gates: c.Gates, log: c.Log, now: c.Now, cache: newCache(c.Max),
 		flights: map[key]*flight{},
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
@@ -139,6 +156,7 @@ func (x *Exchanger) look(s Subject, t *Target) (*flight, *Token, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := x.now()
+	x.cache.sweep(now)
 	e := x.cache.get(k, now)
 	if e != nil && e.valid(now) {
 		x.hits++
@@ -279,14 +297,26 @@ func (x *Exchanger) run(ctx context.Context, s Subject, t *Target) (*Token, erro
 	token, err := x.request(ctx, s, t)
 	took := x.now().Sub(started)
 	if errors.Is(err, gate.ErrShut) {
+		x.fetched(t, OutcomeShut, "")
 		log.Debug("no token was asked for", "error", err)
 		return nil, err
 	} else if err != nil {
+		if !errors.Is(err, context.Canceled) {
+			x.fetched(t, outcomeOf(err), "")
+		}
 		log.Warn("no token could be fetched", "duration", took, "error", err)
 		return nil, err
 	}
+	x.fetched(t, OutcomeFetched, token.Issued[strings.LastIndexByte(token.Issued, ':')+1:])
 	log.Info("token fetched", "duration", took, "issued_type", token.Issued, "expires", token.Expires)
 	return token, nil
+}
+
+func outcomeOf(err error) string {
+	if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Refused() {
+		return OutcomeFailed
+	}
+	return OutcomeRefused
 }
 
 func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, error) {

@@ -1,10 +1,12 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"reflect"
@@ -392,6 +394,97 @@ func TestBoundTenThousand(t *testing.T) {
 	}
 	if len(c.entries) != defaultMax || c.recent.Len() != defaultMax || c.evicted != 5_000 {
 		t.Errorf("%d entries, %d evicted", len(c.entries), c.evicted)
+	}
+}
+
+// Twelve thousand users at once: the bound holds, those who were seen last are
+// the ones who stay, and the lock is free while servers answer.
+func TestTenThousandUsers(t *testing.T) {
+	f := setUp(t, Config{})
+	f.provider.set(func(w http.ResponseWriter, _ *http.Request, n int) {
+		f.Stats() // would wait for ever for a lock that the request holds
+		f.Kept(f.alice, f.target)
+		f.provider.issue(w, map[string]any{"n": n}, nil)
+	})
+	const users = 12_000
+	ask := func(from, to int) {
+		var wg sync.WaitGroup
+		next := make(chan int)
+		for range 100 {
+			wg.Go(func() {
+				for i := range next {
+					if _, err := f.Token(t.Context(), person(i), f.target); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		for i := from; i < to; i++ {
+			next <- i
+		}
+		close(next)
+		wg.Wait()
+	}
+	ask(0, 10_000)
+	ask(0, 5_000) // from the cache: seen again
+	if s := f.Stats(); s.Hits != 5_000 || s.Misses != 10_000 || s.Evictions != 0 {
+		t.Errorf("before the bound: %+v", s)
+	}
+	ask(10_000, users)
+	if s := f.Stats(); s.Size != 10_000 || s.Max != 10_000 || s.Evictions != 2_000 {
+		t.Errorf("at the bound: %+v", s)
+	}
+	for i := range users {
+		kept := f.Kept(person(i), f.target) != nil
+		switch {
+		case (i < 5_000 || i >= 10_000) && !kept:
+			t.Fatalf("user %d, seen lately, has gone", i)
+		case i >= 5_000 && i < 6_500 && kept: // about that order: many asked at once
+			t.Fatalf("user %d, unseen for longest, is kept", i)
+		}
+	}
+}
+
+// The log tells what came from the cache and what was issued; hooks hear how each
+// attempt ended.
+func TestTold(t *testing.T) {
+	var mu sync.Mutex
+	var heard []string
+	f := setUp(t, Config{Fetched: func(t *Target, outcome, issued string) {
+		mu.Lock()
+		defer mu.Unlock()
+		heard = append(heard, t.Remote+" "+outcome+" "+issued)
+	}})
+	var log bytes.Buffer
+	f.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	f.token(t, f.alice, f.target)
+	f.token(t, f.alice, f.target)
+	for _, line := range []string{`msg="token fetched" remote=crm kind=exchange duration=`, `issued_type=` + TypeAccessToken, `msg="token from the cache" remote=crm kind=exchange issued_type=` + TypeAccessToken} {
+		if !strings.Contains(log.String(), line) {
+			t.Errorf("the log lacks %s:\n%s", line, &log)
+		}
+	}
+	failing := func(remote string, answer func(w http.ResponseWriter)) {
+		t.Helper()
+		f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) { answer(w) })
+		target := *f.target
+		target.Remote = remote
+		if _, err := f.Token(t.Context(), f.alice, &target); err == nil {
+			t.Errorf("%s got a token", remote)
+		}
+	}
+	failing("refused", func(w http.ResponseWriter) { f.provider.issue(w, nil, map[string]any{"error": "invalid_target"}) })
+	failing("wrong", func(w http.ResponseWriter) {
+		f.provider.issue(w, map[string]any{"iss": "https://evil.example"}, nil)
+	})
+	failing("down", func(w http.ResponseWriter) {
+		w.Header().Set("Retry-After", "60")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	failing("waiting", func(http.ResponseWriter) { t.Error("a request through a gate that is shut") })
+	want := []string{"crm fetched access_token", "refused refused ", "wrong refused ", "down failed ", "waiting shut "}
+	if !slices.Equal(heard, want) {
+		t.Errorf("heard %q", heard)
 	}
 }
 
