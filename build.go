@@ -34,13 +34,13 @@ type house struct {
 // With users, those who connect have to say who they are; where gateway.auth
 // does not tell them apart, that is nobody.
 func build(cfg *gateway.Config, publicURL string, users bool, store auth.Store, log, audit *slog.Logger) (*house, error) {
-	clients, err := newClients(cfg)
+	clients, err := newClients(cfg, log)
 	if err != nil {
 		return nil, err
 	}
 	metrics := gateway.NewMetrics(cfg, version)
 	sealer, _ := store.(auth.Sealer) // nil: nobody else has the key
-	broker, remotes, err := newBroker(cfg, clients, publicURL, users, store, log, metrics.Refreshed)
+	broker, remotes, err := newBroker(cfg, clients, publicURL, users, store, log, metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -72,14 +72,14 @@ func (h *house) close() {
 	h.clients.Close()
 }
 
-func newClients(cfg *gateway.Config) (*guard.Clients, error) {
+func newClients(cfg *gateway.Config, log *slog.Logger) (*guard.Clients, error) {
 	g := guard.Config{UserAgent: "gatehouse/" + version}
 	if file := cfg.Gateway.CA; file != "" {
-		pem, err := os.ReadFile(cfg.Path(file))
+		roots, err := gateway.LoadRoots(log, cfg.Path(file))
 		if err != nil {
-			return nil, usageError{fmt.Errorf("reading gateway.ca: %w", err)}
+			return nil, usageError{fmt.Errorf("gateway.ca: %w", err)}
 		}
-		g.CA = pem
+		g.Roots = roots.Get
 	}
 	if cfg.Gateway.Proxy != "" {
 		proxy, err := url.Parse(cfg.Gateway.Proxy)
@@ -90,14 +90,14 @@ func newClients(cfg *gateway.Config) (*guard.Clients, error) {
 	}
 	clients, err := guard.New(g)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("gateway.ca and gateway.proxy: %w", err)}
+		return nil, usageError{fmt.Errorf("gateway.proxy: %w", err)}
 	}
 	return clients, nil
 }
 
 // newBroker builds what signs in, and for each remote what dials it: both need
-// the remote's own guarded clients.
-func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, users bool, store auth.Store, log *slog.Logger, refreshed func(remote, outcome string)) (*auth.Broker, []session.Remote, error) {
+// the remote's own guarded clients. metrics may be nil.
+func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, users bool, store auth.Store, log *slog.Logger, metrics *gateway.Metrics) (*auth.Broker, []session.Remote, error) {
 	var signIns []auth.Remote
 	var remotes []session.Remote
 	for _, server := range cfg.Running() {
@@ -105,16 +105,13 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, us
 			remotes = append(remotes, session.Remote{Name: server.Name, Timeout: server.Timeout, Command: localCommand(cfg, server)})
 			continue
 		}
-		config, err := tlsTowards(cfg, server.TLS, log)
-		if err != nil {
+		policy := guard.Policy{Allow: server.AllowAddresses, Loopback: isLoopback(server.URL.Hostname())}
+		// The client certificate is for the remote; its authorization server is
+		// another party and does not see it.
+		if err := tlsTowards(cfg, server.TLS, server.URL.Host, &policy, log); err != nil {
 			return nil, nil, usageError{fmt.Errorf("remote %s: %w", server.Name, err)}
 		}
-		client := clients.Client(guard.Policy{
-			Allow: server.AllowAddresses, Loopback: isLoopback(server.URL.Hostname()),
-			// The client certificate is for the remote; its authorization server is
-			// another party and does not see it.
-			TLS: config, Host: server.URL.Host,
-		})
+		client := clients.Client(policy)
 		headers := http.Header{}
 		for name, value := range server.Headers {
 			headers.Set(name, value.Value())
@@ -134,6 +131,11 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, us
 		signIns = append(signIns, *signIn)
 	}
 	oauth := cfg.Gateway.OAuth
+	var refreshed func(remote, outcome string)
+	var exchanged func(remote, way, outcome, issued string)
+	if metrics != nil {
+		refreshed, exchanged = metrics.Refreshed, metrics.Exchanged
+	}
 	broker, err := auth.New(auth.Config{
 		Remotes: signIns, Login: login(cfg, clients, publicURL, users), PublicURL: publicURL, CallbackPath: oauth.CallbackPath,
 		ClientName: oauth.ClientName, ClientMetadataURL: oauth.ClientMetadataURL,
@@ -141,6 +143,7 @@ func newBroker(cfg *gateway.Config, clients *guard.Clients, publicURL string, us
 		Disabled: !oauth.Enabled, MaxFlows: cfg.Gateway.Limits.FlowsPerPrincipal,
 		ExchangeCache: cfg.Gateway.Limits.ExchangeCache,
 		Refreshed:     refreshed,
+		Exchanged:     exchanged,
 		Store:         store, Log: log,
 	})
 	if err != nil {
@@ -251,7 +254,7 @@ func (c *command) checkRemote(ctx context.Context, cfg *gateway.Config, name str
 	if err != nil {
 		return err
 	}
-	clients, err := newClients(cfg)
+	clients, err := newClients(cfg, log)
 	if err != nil {
 		return err
 	}

@@ -3,11 +3,9 @@ package main
 import (
 	"cmp"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 
 	"gatehouse/auth"
 	"gatehouse/auth/endpoint"
@@ -42,16 +40,12 @@ func remoteSignIn(cfg *gateway.Config, server *gateway.Server, clients *guard.Cl
 		}
 	}
 	if a.TokenEndpoint != nil {
-		config, err := tlsTowards(cfg, a.TLS, log)
-		if err != nil {
+		// The config names it, so it is meant to be where it is.
+		policy := guard.Policy{Allow: server.AllowAddresses, Loopback: isLoopback(a.TokenEndpoint.Hostname())}
+		if err := tlsTowards(cfg, a.TLS, a.TokenEndpoint.Host, &policy, log); err != nil {
 			return nil, fmt.Errorf("auth.%w", err)
 		}
-		// The config names it, so it is meant to be where it is. The client
-		// certificate is for it alone.
-		r.TokenEndpoint = a.TokenEndpoint.String()
-		r.TokenHTTP = clients.Client(guard.Policy{
-			Allow: server.AllowAddresses, Loopback: isLoopback(a.TokenEndpoint.Hostname()), TLS: config, Host: a.TokenEndpoint.Host,
-		})
+		r.TokenEndpoint, r.TokenHTTP = a.TokenEndpoint.String(), clients.Client(policy)
 	}
 	return r, nil
 }
@@ -96,38 +90,30 @@ func clientSecret(cfg *gateway.Config, server *gateway.Server) (secret.Text, err
 	return server.Auth.ClientSecret, nil
 }
 
-// tlsTowards returns TLS settings of the config, nil for none. Their "ca" adds
-// to the system's roots and the gateway's.
-func tlsTowards(cfg *gateway.Config, t gateway.TLS, log *slog.Logger) (*tls.Config, error) {
+// tlsTowards adds TLS settings of the config to a policy. Their "ca" adds to the
+// system's roots and the gateway's. The client certificate is for that host alone.
+func tlsTowards(cfg *gateway.Config, t gateway.TLS, host string, policy *guard.Policy, log *slog.Logger) error {
 	if t == (gateway.TLS{}) {
-		return nil, nil
+		return nil
 	}
-	out := &tls.Config{ServerName: t.ServerName, MinVersion: tls.VersionTLS12}
+	policy.TLS, policy.Host = &tls.Config{ServerName: t.ServerName, MinVersion: tls.VersionTLS12}, host
 	if t.CA != "" {
-		roots, err := x509.SystemCertPool()
+		files := []string{cfg.Path(t.CA)}
+		if cfg.Gateway.CA != "" {
+			files = append(files, cfg.Path(cfg.Gateway.CA))
+		}
+		roots, err := gateway.LoadRoots(log, files...)
 		if err != nil {
-			return nil, fmt.Errorf("reading the system's roots: %w", err)
+			return fmt.Errorf("tls.ca: %w", err)
 		}
-		for _, file := range []string{cfg.Gateway.CA, t.CA} {
-			if file == "" {
-				continue
-			}
-			pem, err := os.ReadFile(cfg.Path(file))
-			if err != nil {
-				return nil, fmt.Errorf("tls.ca: %w", err)
-			}
-			if !roots.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("tls.ca: %s holds no certificate in PEM form", file)
-			}
-		}
-		out.RootCAs = roots
+		policy.Roots = roots.Get
 	}
 	if t.Cert != "" {
 		certificate, err := gateway.LoadCertificate(cfg.Path(t.Cert), cfg.Path(t.Key), log)
 		if err != nil {
-			return nil, fmt.Errorf("tls.cert and tls.key: %w", err)
+			return fmt.Errorf("tls.cert and tls.key: %w", err)
 		}
-		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate.Get(nil) }
+		policy.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate.Get(nil) }
 	}
-	return out, nil
+	return nil
 }

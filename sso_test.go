@@ -176,7 +176,11 @@ func TestWorkload(t *testing.T) {
 		t.Errorf("%d people logged in", n)
 	}
 	metrics := scrape(t, strings.TrimSuffix(o.gw.url, "/mcp")+"/metrics")
-	for _, line := range []string{"gatehouse_exchange_cache_tokens 4\n", "gatehouse_exchange_cache_misses_total 4\n", "gatehouse_exchange_cache_evictions_total 0\n"} {
+	for _, line := range []string{
+		`gatehouse_exchanges_total{issued="access_token",outcome="fetched",remote="files",way="exchange"} 2` + "\n",
+		`gatehouse_exchanges_total{issued="",outcome="fetched",remote="crm",way="idJag"} 2` + "\n",
+		"gatehouse_exchange_cache_tokens 4\n", "gatehouse_exchange_cache_misses_total 4\n", "gatehouse_exchange_cache_evictions_total 0\n",
+	} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("the metrics lack %s", line)
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 	"gatehouse/exchange"
@@ -72,6 +73,10 @@ type Config struct {
 	// Refreshed is told of each refresh that was sent to an authorization server
 	// and of its outcome: one of [RefreshDone] and so on; may be nil.
 	Refreshed func(remote, outcome string)
+	// Exchanged is told of each token that no person signed in for and that was not
+	// kept, as [exchange.Config] says, with the remote's way of signing in; may be
+	// nil.
+	Exchanged func(remote, way, outcome, issued string)
 
 	Store Store            // required; closed by its owner
 	Log   *slog.Logger     // required
@@ -89,10 +94,6 @@ const (
 	defaultMaxFlows     = 10
 	defaultClientName   = "Gatehouse"
 	defaultMetadataPath = "/.well-known/oauth-client.json"
-
-	// refreshesAtOnce bounds the refreshes in flight towards one remote's
-	// authorization server, so that one that comes back after an outage meets a
-	// queue and not a crowd.
 
 	// The deadlines of the broker's own work, network included.
 	startTime   = 30 * time.Second // discovery and registration
@@ -128,7 +129,7 @@ type Broker struct {
 	inbound        inbound
 
 	exchanger *exchange.Exchanger
-	gates     map[string]*gate // by issuer
+	gates     *gate.Gates
 
 	ctx    context.Context // of the broker's own work: it must not end with the caller that began it
 	cancel context.CancelFunc
@@ -169,6 +170,9 @@ func New(c Config) (*Broker, error) {
 	if c.Refreshed == nil {
 		c.Refreshed = func(string, string) {}
 	}
+	if c.Exchanged == nil {
+		c.Exchanged = func(string, string, string, string) {}
+	}
 	c.Remotes = slices.Clone(c.Remotes)
 	remotes := make(map[string]*Remote, len(c.Remotes))
 	for i := range c.Remotes {
@@ -204,6 +208,7 @@ func New(c Config) (*Broker, error) {
 		remotes[LoginRemote] = login
 	}
 
+	gates := gate.New(c.Now)
 	b := &Broker{
 		publicURL:    c.PublicURL,
 		callbackPath: c.CallbackPath,
@@ -218,11 +223,13 @@ func New(c Config) (*Broker, error) {
 		remotes:      remotes,
 		silent:       map[string]*silent{},
 		login:        login,
-		exchanger:    exchange.New(exchange.Config{Max: c.ExchangeCache, Log: c.Log, Now: c.Now}),
-		gates:        map[string]*gate{},
-		holds:        map[key]*hold{},
-		loans:        map[key]loan{},
-		starts:       map[key]*startCall{},
+		exchanger: exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now, Fetched: func(t *exchange.Target, outcome, issued string) {
+			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
+		}}),
+		gates:  gates,
+		holds:  map[key]*hold{},
+		loans:  map[key]loan{},
+		starts: map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 )
 
 // This file says who sends a request: whom a client's bearer token stands for.
@@ -302,12 +303,12 @@ func (b *Broker) introspect(ctx context.Context, token string) (Identity, error)
 		// Section 4: the endpoint MUST require authentication.
 		return Identity{}, errors.New("it is no JWT, and there is no introspection: the provider has no endpoint for it, or gateway.auth no clientSecret")
 	}
-	leave, err := b.gateOf(b.login.Issuer).enter(ctx)
+	leave, err := b.gates.Of(at).Enter(ctx)
 	if err != nil {
 		return Identity{}, fmt.Errorf("asking the provider: %w", err)
 	}
 	document, unwell, err := b.askAbout(ctx, at, meta, token)
-	leave(verdict{unwell: unwell})
+	leave(gate.Verdict{Unwell: unwell})
 	if err != nil {
 		return Identity{}, fmt.Errorf("asking the provider: %w", err)
 	}

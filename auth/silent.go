@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/exchange"
 )
@@ -42,6 +42,8 @@ type silent struct {
 
 	mu       sync.Mutex // guards what follows; never held over the network
 	found    *found     // nil: not looked for yet
+	doubted  bool       // found is looked for again when the next token is needed
+	missed   missed
 	troubles map[Principal]trouble
 	forced   map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
 }
@@ -50,6 +52,20 @@ type silent struct {
 type found struct {
 	target *exchange.Target
 	issuer string // for display
+	at     time.Time
+}
+
+// After a search that failed, nobody looks for this long at first.
+const (
+	lookPause    = time.Second
+	lookPauseMax = 30 * time.Second
+)
+
+// missed is a search that failed because a server was away.
+type missed struct {
+	err   error
+	times int       // in a row
+	until time.Time // nobody looks again before
 }
 
 type trouble struct {
@@ -74,7 +90,7 @@ func (s *silent) asks() bool {
 func (s *silent) token(ctx context.Context, p Principal) (*oauth2.Token, error) {
 	var f *found
 	if s.r.Type != TypeForward {
-		if f = s.known(); f == nil && s.asks() {
+		if f = s.trusted(ctx, p); f == nil && s.asks() {
 			return nil, nil // its challenge tells
 		}
 	}
@@ -154,6 +170,20 @@ func (s *silent) stepUp(ctx context.Context, p Principal, resp *http.Response) e
 	return s.another(ctx, p, f, sentToken(resp))
 }
 
+// trusted is known, unless that is in doubt and the principal needs a new token.
+func (s *silent) trusted(ctx context.Context, p Principal) *found {
+	s.mu.Lock()
+	f, doubted := s.found, s.doubted
+	s.mu.Unlock()
+	if f == nil || !doubted {
+		return f
+	}
+	if subject, err := s.b.knownSubject(ctx, p, s.r); err == nil && s.b.exchanger.Kept(subject, f.target) != nil {
+		return f
+	}
+	return nil
+}
+
 func (s *silent) known() *found {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,15 +222,21 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
 }
 
-// doubt has the next one look again for where tokens come from: servers move.
+// sureFor is for how long what was found of an endpoint's issuer is not looked
+// for again although it led to nothing.
+const sureFor = time.Minute
+
+// doubt has the next one look again for where tokens come from: servers move, and
+// an issuer's metadata may not have been there to name the endpoint.
 func (s *silent) doubt(f *found, err error) {
-	if _, ok := errors.AsType[*endpoint.Error](err); !ok {
+	_, failed := errors.AsType[*endpoint.Error](err)
+	if !failed && !(errors.Is(err, exchange.ErrNoIssuer) && s.b.now().Sub(f.at) >= sureFor) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.found == f {
-		s.found = nil
+		s.doubted = true
 	}
 }
 
@@ -242,6 +278,8 @@ func (s *silent) explain(err error) error {
 	switch {
 	case errors.Is(err, exchange.ErrCleared):
 		return ErrSignInNeeded
+	case errors.Is(err, gate.ErrShut):
+		return fail(KindUnavailable, server+" has failed several times in a row and is asked again in a moment; until then there is no new token for it, and nothing is lost")
 	case errors.Is(err, exchange.ErrIssuer):
 		return fail(KindToken, "the token that "+server+" issued is from another issuer than the one expected: set the remote's auth.expectedIssuer if that issuer is right")
 	case errors.Is(err, exchange.ErrNoIssuer):
@@ -261,7 +299,7 @@ func (s *silent) explain(err error) error {
 		return asError(s.r.Name, err)
 	case errors.Is(err, guard.ErrBlocked):
 		return fail(KindUnavailable, "the token endpoint of "+server+" is at an address that the gateway may not reach: list it in the remote's allowAddresses if it is meant to be there")
-	case endedHandshake(err):
+	case e.EndedHandshake():
 		return fail(KindUnavailable, "the token endpoint of "+server+" ended the TLS handshake, as it does without a client certificate that it accepts: set cert and key in the remote's auth.tls, or renew them")
 	case e.Code == "invalid_client" || e.Code == "unauthorized_client":
 		return fail(KindToken, server+" refuses the gateway's client ("+e.Code+"): check its id, its credentials and what it is allowed in the config and there")
@@ -269,13 +307,6 @@ func (s *silent) explain(err error) error {
 		return fail(KindToken, server+" does not issue a token for it ("+e.Code+"): ask its operator whether the gateway's client and you may have one")
 	}
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
-}
-
-// endedHandshake reports whether a server answered with a TLS alert, as one
-// does that wants a client certificate. Which alert it was has no type.
-func endedHandshake(err error) bool {
-	op, ok := errors.AsType[*net.OpError](err)
-	return ok && op.Op == "remote error"
 }
 
 // find looks for where the remote's tokens come from, as its challenge says.
@@ -288,19 +319,48 @@ func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if now := s.known(); now != was && now != nil && (len(s.r.Scopes) > 0 || containsAll(now.target.Scopes, ch.Scope)) {
-		return now, nil
+	now := s.b.now()
+	s.mu.Lock()
+	known, last := s.found, s.missed
+	s.mu.Unlock()
+	serves := known != nil && (len(s.r.Scopes) > 0 || containsAll(known.target.Scopes, ch.Scope))
+	switch {
+	case serves && (known != was || now.Before(last.until)):
+		return known, nil
+	case now.Before(last.until):
+		return nil, last.err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	look, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	f, err := s.look(ctx, ch, nil)
-	if err != nil {
-		return nil, asError(s.r.Name, err)
+	f, err := s.look(look, ch, nil)
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err() // who asked has gone
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.found = f
-	return f, nil
+	if err == nil {
+		f.at = now
+		s.found, s.doubted, s.missed = f, false, missed{}
+		return f, nil
+	}
+	failure := asError(s.r.Name, err)
+	e, ok := errors.AsType[*Error](failure)
+	if !ok || e.Kind != KindUnavailable {
+		return nil, failure
+	}
+	// Everybody comes here while a server is away: one of them asks, now and then,
+	// and what was found before is no worse for it.
+	s.missed = last.again(failure, now)
+	if serves {
+		s.doubted = false
+		return known, nil
+	}
+	return nil, failure
+}
+
+func (m missed) again(err error, now time.Time) missed {
+	pause := min(lookPause<<min(m.times, 10), lookPauseMax)
+	return missed{err, m.times + 1, now.Add(pause)}
 }
 
 // look is a find without its memory; step hears of what was tried.
@@ -349,7 +409,7 @@ func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*f
 	t.Server = exchange.Server{Endpoint: d.TokenEndpoint, Client: c, HTTP: s.r.tokenHTTP(),
 		// Without a word in the config the metadata's endpoint decides who issues.
 		Issuer: s.r.ExpectedIssuer, Pinned: s.r.TokenEndpoint == "" && d.Issuer == s.r.ExpectedIssuer}
-	return &found{t, d.Issuer}, nil
+	return &found{target: t, issuer: d.Issuer}, nil
 }
 
 func (r *Remote) tokenHTTP() *guard.Client {
@@ -390,7 +450,7 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		t.Server.Pinned = s.pinned(ctx, t.Server.Issuer, t.Server.Endpoint)
 		c, err := s.exchanger(t.Server.Issuer, nil)
 		t.Server.Client = c
-		return &found{t, t.Server.Issuer}, err
+		return &found{target: t, issuer: t.Server.Issuer}, err
 	}
 	meta, err := s.b.discoverer.issuer(ctx, s.r, at, step)
 	if err != nil {
@@ -400,7 +460,7 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 	t.Server.Issuer = cmp.Or(s.r.ExpectedIssuer, at)
 	t.Server.Pinned = t.Server.Issuer == at && t.Server.Endpoint == meta.TokenEndpoint.value
 	t.Server.Client, err = s.exchanger(at, meta.AuthMethods.value)
-	return &found{t, t.Server.Issuer}, err
+	return &found{target: t, issuer: t.Server.Issuer}, err
 }
 
 // exchanger is the gateway's client where tokens are exchanged: the remote's own
@@ -413,9 +473,13 @@ func (s *silent) exchanger(issuer string, methods []string) (endpoint.Client, er
 }
 
 // pinned reports whether an issuer's own metadata names the endpoint. That
-// nobody can tell is a no.
+// nobody can tell is a no, unless it has been known.
 func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool {
 	meta, err := s.b.discoverer.issuer(ctx, s.r, issuer, nil)
+	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
+		was := s.known()
+		return was != nil && was.target.Server.Pinned && was.target.Server.Issuer == issuer && was.target.Server.Endpoint == tokenEndpoint
+	}
 	return err == nil && meta.TokenEndpoint.value == tokenEndpoint
 }
 
@@ -434,7 +498,7 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 	if err != nil {
 		return nil, err
 	}
-	return &found{&exchange.Target{
+	return &found{target: &exchange.Target{
 		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: unionScopes(scopesOf(s.r, ch, d)),
 		// Enterprise-managed authorization: audience is "the issuer identifier of
 		// the resource authorization server", resource that of the MCP server.
@@ -444,7 +508,7 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 			Client: s.b.loginClient(login.AuthMethods.value), HTTP: s.b.login.tokenHTTP(),
 		},
 		Then: exchange.Server{Endpoint: d.TokenEndpoint, Client: there, HTTP: s.r.tokenHTTP()},
-	}, d.Issuer}, nil
+	}, issuer: d.Issuer}, nil
 }
 
 // status is [Broker.Status].

@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/secret"
 )
 
@@ -138,15 +139,15 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	}
 	defer lease.Release()
 	h.mu.Lock()
-	gate := b.gateOf(h.grant.Issuer)
+	before := b.gates.Of(h.grant.TokenEndpoint)
 	h.mu.Unlock()
-	leave, err := gate.enter(ctx)
-	if errors.Is(err, errShut) {
-		return b.refreshShut(h, gate.opens())
+	leave, err := before.Enter(ctx)
+	if errors.Is(err, gate.ErrShut) {
+		return b.refreshShut(h, before.Opens())
 	} else if err != nil {
 		return b.refreshFailed(log, h, nil, &endpoint.Error{What: "waiting for other refreshes", Err: err})
 	}
-	var said verdict
+	var said gate.Verdict
 	defer func() { leave(said) }()
 	g, version, err := b.toRefresh(ctx, h, refused)
 	if err != nil {
@@ -183,9 +184,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 		if ok && !e.Unanswered() {
 			b.answered(ctx, h)
 		}
-		if said.unwell = !ok || !e.Refused(); ok {
-			said.wait = e.Retry
-		}
+		said = gate.Judge(err)
 		if ok && e.Refused() {
 			b.refreshed(h.key.remote, RefreshRefused)
 		} else {
@@ -355,7 +354,7 @@ func (b *Broker) storeFailed(log *slog.Logger, h *hold, err error) error {
 
 // refreshShut is a refresh that was not tried, for the sake of the server.
 func (b *Broker) refreshShut(h *hold, until time.Time) error {
-	failure := &Error{KindUnavailable, h.key.remote, "its authorization server has failed several times in a row; the sign-in is kept, and the gateway asks again in a moment", errShut}
+	failure := &Error{KindUnavailable, h.key.remote, "its authorization server has failed several times in a row; the sign-in is kept, and the gateway asks again in a moment", gate.ErrShut}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.retryAt, h.lastErr = until, failure

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/secret"
 )
 
@@ -18,10 +19,6 @@ const (
 	defaultMax = 10_000
 
 	exchangeTime = 30 * time.Second // of one exchange with all its requests, queueing included
-
-	// atOnce bounds the requests in flight towards one endpoint, so that a server
-	// that comes back after an outage meets a queue and not a crowd.
-	atOnce = 16
 
 	// After a failed exchange the next one for the same waits, this at first.
 	retryPause    = time.Second
@@ -44,10 +41,24 @@ var errClosed = fmt.Errorf("exchange: closed: %w", context.Canceled)
 
 // Config is what an [Exchanger] is built from.
 type Config struct {
-	Max int              // tokens kept at once; 0: 10,000
-	Log *slog.Logger     // required
-	Now func() time.Time // nil: time.Now
+	Max   int              // tokens kept at once; 0: 10,000
+	Gates *gate.Gates      // required: each request passes that of its endpoint
+	Log   *slog.Logger     // required
+	Now   func() time.Time // nil: time.Now
+	// Fetched hears how each attempt to get a token that was not kept ended: one of
+	// the Outcome constants, and for [OutcomeFetched] what was issued, the last word
+	// of a token type, empty if the server did not say. nil: nobody does. It must not
+	// block.
+	Fetched func(t *Target, outcome, issued string)
 }
+
+// Outcomes of an attempt, for [Config].
+const (
+	OutcomeFetched = "fetched"
+	OutcomeRefused = "refused" // by a server, or its answer was not one to use
+	OutcomeFailed  = "failed"  // a server failed, or did not answer
+	OutcomeShut    = "shut"    // no server was asked, see [gate.ErrShut]
+)
 
 // Token is what came of an exchange.
 type Token struct {
@@ -65,8 +76,10 @@ type Stats struct {
 // Exchanger gets tokens and keeps them. Make one with [New] and end it with
 // [Exchanger.Close].
 type Exchanger struct {
-	log *slog.Logger
-	now func() time.Time
+	gates   *gate.Gates
+	log     *slog.Logger
+	now     func() time.Time
+	fetched func(t *Target, outcome, issued string)
 
 	ctx    context.Context // of the exchanges: others may wait for what one caller began
 	cancel context.CancelFunc
@@ -76,7 +89,6 @@ type Exchanger struct {
 	closed       bool       // no more work is added to wg
 	cache        *cache
 	flights      map[key]*flight
-	slots        map[string]chan struct{} // by endpoint
 	hits, misses uint64
 }
 
@@ -98,9 +110,12 @@ func New(c Config) *Exchanger {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Fetched == nil {
+		c.Fetched = func(*Target, string, string) {}
+	}
 	x := &Exchanger{
-		log: c.Log, now: c.Now, cache: newCache(c.Max),
-		flights: map[key]*flight{}, slots: map[string]chan struct{}{},
+		fetched: c.Fetched, gates: c.Gates, log: c.Log, now: c.Now, cache: newCache(c.Max),
+		flights: map[key]*flight{},
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	return x
@@ -119,7 +134,7 @@ func (x *Exchanger) Close() {
 // Token returns a token of the subject for the target: one that is kept, or a
 // new one. A kept one serves for as long as it lives, also if the subject's own
 // token has expired meanwhile or its server is away; near its end another one is
-// fetched beside it. Failures are [*endpoint.Error]s or the errors of this
+// fetched beside it. Failures are [*endpoint.Error]s, [gate.ErrShut], or the errors of this
 // package; the caller's context ends the waiting and nothing else.
 func (x *Exchanger) Token(ctx context.Context, s Subject, t *Target) (*Token, error) {
 	f, token, err := x.look(s, t)
@@ -141,6 +156,7 @@ func (x *Exchanger) look(s Subject, t *Target) (*flight, *Token, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := x.now()
+	x.cache.sweep(now)
 	e := x.cache.get(k, now)
 	if e != nil && e.valid(now) {
 		x.hits++
@@ -188,15 +204,10 @@ func (x *Exchanger) startLocked(k key, s Subject, t *Target) *flight {
 	}
 	f := &flight{subject: s, remote: t.Remote, done: make(chan struct{})}
 	x.flights[k] = f
-	slot := x.slots[t.Server.Endpoint]
-	if slot == nil {
-		slot = make(chan struct{}, atOnce)
-		x.slots[t.Server.Endpoint] = slot
-	}
 	x.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(x.ctx, exchangeTime)
 		defer cancel()
-		token, err := x.run(ctx, slot, s, t)
+		token, err := x.run(ctx, s, t)
 		x.finish(k, f, token, err)
 	})
 	return f
@@ -217,6 +228,13 @@ func (x *Exchanger) finish(k key, f *flight, token *Token, err error) {
 		return // our own doing
 	}
 	now := x.now()
+	if errors.Is(err, gate.ErrShut) {
+		// Whom the gate turned away it remembers itself: the room is for tokens.
+		if e := x.cache.get(k, now); e != nil {
+			e.err, e.retryAt = err, now.Add(retryPause)
+		}
+		return
+	}
 	e := x.cache.put(k, f.subject, f.remote, now)
 	if e.err = err; err != nil {
 		e.retryAt = now.Add(min(retryPause<<min(e.fails, 10), retryPauseMax))
@@ -273,27 +291,36 @@ func (x *Exchanger) Stats() Stats {
 }
 
 // run makes the requests.
-func (x *Exchanger) run(ctx context.Context, slot chan struct{}, s Subject, t *Target) (*Token, error) {
+func (x *Exchanger) run(ctx context.Context, s Subject, t *Target) (*Token, error) {
 	log := x.log.With("remote", t.Remote, "kind", t.Kind)
-	select {
-	case slot <- struct{}{}:
-		defer func() { <-slot }()
-	case <-ctx.Done():
-		return nil, &endpoint.Error{What: "waiting for other exchanges", Err: ctx.Err()}
-	}
 	started := x.now()
 	token, err := x.request(ctx, s, t)
 	took := x.now().Sub(started)
-	if err != nil {
+	if errors.Is(err, gate.ErrShut) {
+		x.fetched(t, OutcomeShut, "")
+		log.Debug("no token was asked for", "error", err)
+		return nil, err
+	} else if err != nil {
+		if !errors.Is(err, context.Canceled) {
+			x.fetched(t, outcomeOf(err), "")
+		}
 		log.Warn("no token could be fetched", "duration", took, "error", err)
 		return nil, err
 	}
+	x.fetched(t, OutcomeFetched, token.Issued[strings.LastIndexByte(token.Issued, ':')+1:])
 	log.Info("token fetched", "duration", took, "issued_type", token.Issued, "expires", token.Expires)
 	return token, nil
 }
 
+func outcomeOf(err error) string {
+	if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Refused() {
+		return OutcomeFailed
+	}
+	return OutcomeRefused
+}
+
 func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, error) {
-	answer, err := endpoint.Token(ctx, t.Server.HTTP.Fetch(), t.Server.Endpoint, t.Server.Client, t.form(s))
+	answer, err := x.ask(ctx, &t.Server, t.form(s))
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +340,7 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 	if scopes := t.scopes(); len(scopes) > 0 {
 		form.Set("scope", strings.Join(scopes, " "))
 	}
-	if answer, err = endpoint.Token(ctx, t.Then.HTTP.Fetch(), t.Then.Endpoint, t.Then.Client, form); err != nil {
+	if answer, err = x.ask(ctx, &t.Then, form); err != nil {
 		return nil, &ThenError{err}
 	}
 	expires, err = t.Then.check(answer, TypeAccessToken, nil, x.now())
@@ -321,6 +348,18 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 		return nil, &ThenError{err}
 	}
 	return &Token{Access: answer.Access, Expires: expires, Issued: answer.IssuedType}, nil
+}
+
+// ask makes one request, through the gate of its endpoint.
+func (x *Exchanger) ask(ctx context.Context, s *Server, form url.Values) (answer *endpoint.Answer, err error) {
+	leave, err := x.gates.Of(s.Endpoint).Enter(ctx)
+	if errors.Is(err, gate.ErrShut) {
+		return nil, err
+	} else if err != nil {
+		return nil, &endpoint.Error{What: "waiting for other requests", Err: err}
+	}
+	defer func() { leave(gate.Judge(err)) }()
+	return endpoint.Token(ctx, s.HTTP.Fetch(), s.Endpoint, s.Client, form)
 }
 
 // audiences are whom the answer of the first server may be for.

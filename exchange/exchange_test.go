@@ -1,10 +1,12 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"reflect"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -394,6 +397,97 @@ func TestBoundTenThousand(t *testing.T) {
 	}
 }
 
+// Twelve thousand users at once: the bound holds, those who were seen last are
+// the ones who stay, and the lock is free while servers answer.
+func TestTenThousandUsers(t *testing.T) {
+	f := setUp(t, Config{})
+	f.provider.set(func(w http.ResponseWriter, _ *http.Request, n int) {
+		f.Stats() // would wait for ever for a lock that the request holds
+		f.Kept(f.alice, f.target)
+		f.provider.issue(w, map[string]any{"n": n}, nil)
+	})
+	const users = 12_000
+	ask := func(from, to int) {
+		var wg sync.WaitGroup
+		next := make(chan int)
+		for range 100 {
+			wg.Go(func() {
+				for i := range next {
+					if _, err := f.Token(t.Context(), person(i), f.target); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		for i := from; i < to; i++ {
+			next <- i
+		}
+		close(next)
+		wg.Wait()
+	}
+	ask(0, 10_000)
+	ask(0, 5_000) // from the cache: seen again
+	if s := f.Stats(); s.Hits != 5_000 || s.Misses != 10_000 || s.Evictions != 0 {
+		t.Errorf("before the bound: %+v", s)
+	}
+	ask(10_000, users)
+	if s := f.Stats(); s.Size != 10_000 || s.Max != 10_000 || s.Evictions != 2_000 {
+		t.Errorf("at the bound: %+v", s)
+	}
+	for i := range users {
+		kept := f.Kept(person(i), f.target) != nil
+		switch {
+		case (i < 5_000 || i >= 10_000) && !kept:
+			t.Fatalf("user %d, seen lately, has gone", i)
+		case i >= 5_000 && i < 6_500 && kept: // about that order: many asked at once
+			t.Fatalf("user %d, unseen for longest, is kept", i)
+		}
+	}
+}
+
+// The log tells what came from the cache and what was issued; hooks hear how each
+// attempt ended.
+func TestTold(t *testing.T) {
+	var mu sync.Mutex
+	var heard []string
+	f := setUp(t, Config{Fetched: func(t *Target, outcome, issued string) {
+		mu.Lock()
+		defer mu.Unlock()
+		heard = append(heard, t.Remote+" "+outcome+" "+issued)
+	}})
+	var log bytes.Buffer
+	f.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	f.token(t, f.alice, f.target)
+	f.token(t, f.alice, f.target)
+	for _, line := range []string{`msg="token fetched" remote=crm kind=exchange duration=`, `issued_type=` + TypeAccessToken, `msg="token from the cache" remote=crm kind=exchange issued_type=` + TypeAccessToken} {
+		if !strings.Contains(log.String(), line) {
+			t.Errorf("the log lacks %s:\n%s", line, &log)
+		}
+	}
+	failing := func(remote string, answer func(w http.ResponseWriter)) {
+		t.Helper()
+		f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) { answer(w) })
+		target := *f.target
+		target.Remote = remote
+		if _, err := f.Token(t.Context(), f.alice, &target); err == nil {
+			t.Errorf("%s got a token", remote)
+		}
+	}
+	failing("refused", func(w http.ResponseWriter) { f.provider.issue(w, nil, map[string]any{"error": "invalid_target"}) })
+	failing("wrong", func(w http.ResponseWriter) {
+		f.provider.issue(w, map[string]any{"iss": "https://evil.example"}, nil)
+	})
+	failing("down", func(w http.ResponseWriter) {
+		w.Header().Set("Retry-After", "60")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	failing("waiting", func(http.ResponseWriter) { t.Error("a request through a gate that is shut") })
+	want := []string{"crm fetched access_token", "refused refused ", "wrong refused ", "down failed ", "waiting shut "}
+	if !slices.Equal(heard, want) {
+		t.Errorf("heard %q", heard)
+	}
+}
+
 // A server that comes back meets a queue.
 func TestQueue(t *testing.T) {
 	f := setUp(t, Config{})
@@ -415,9 +509,67 @@ func TestQueue(t *testing.T) {
 		wg.Go(func() { f.token(t, person(i), f.target) })
 	}
 	wg.Wait()
-	if most > atOnce {
+	if most > gate.AtOnce {
 		t.Errorf("%d at once", most)
 	}
+}
+
+// Every request passes the gate of its endpoint: where that is shut none is made,
+// what is kept is used, and those who are turned away take no room.
+func TestGates(t *testing.T) {
+	f := setUp(t, Config{})
+	as := newProvider(t)
+	f.provider.set(func(w http.ResponseWriter, r *http.Request, _ int) {
+		switch r.PostForm.Get("requested_token_type") {
+		case TypeIDJAG:
+			f.provider.issue(w, map[string]any{"aud": as.URL}, map[string]any{"issued_token_type": TypeIDJAG, "token_type": "N_A"})
+		default:
+			f.provider.issue(w, nil, nil)
+		}
+	})
+	targets := map[string]*Target{}
+	for _, kind := range []Kind{Exchange, Machine, IDJAG} {
+		target := *f.target
+		target.Remote, target.Kind = string(kind), kind
+		targets[target.Remote] = &target
+	}
+	targets["idJag"].Audience = as.URL
+	targets["idJag"].Then = Server{Endpoint: as.URL + "/token", HTTP: f.http, Client: endpoint.Client{ID: "there"}}
+	kept := f.token(t, f.alice, f.target)
+	shut := func(endpoint string) (open func()) {
+		g := f.gates.Of(endpoint)
+		leave, err := g.Enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave(gate.Verdict{Unwell: true, Wait: time.Minute})
+		return func() { f.clock.add(time.Minute) }
+	}
+	open := shut(f.target.Server.Endpoint)
+	for name, target := range targets {
+		if _, err := f.Token(t.Context(), f.alice, target); !errors.Is(err, gate.ErrShut) {
+			t.Errorf("%s, with the gate shut: %v", name, err)
+		}
+	}
+	if f.token(t, f.alice, f.target) != kept {
+		t.Error("what is kept is not used")
+	}
+	if s := f.Stats(); s.Size != 1 || len(f.provider.requests()) != 1 {
+		t.Errorf("%+v, %d requests", s, len(f.provider.requests()))
+	}
+	open()
+	open = shut(as.URL + "/token")
+	for name, target := range targets {
+		_, err := f.Token(t.Context(), f.alice, target)
+		if _, then := errors.AsType[*ThenError](err); name == "idJag" && !(then && errors.Is(err, gate.ErrShut)) || name != "idJag" && err != nil {
+			t.Errorf("%s, with the other gate shut: %v", name, err)
+		}
+	}
+	if n := len(as.requests()); n != 0 {
+		t.Errorf("%d requests at the remote's server", n)
+	}
+	open()
+	f.token(t, f.alice, targets["idJag"])
 }
 
 // The issuer that is expected is the one that issued.

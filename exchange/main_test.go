@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
@@ -131,6 +133,7 @@ func setUp(t *testing.T, cfg Config) *fixture {
 	f := &fixture{clock: &clock{t: time.Now()}, provider: newProvider(t), http: guarded(t, 2*time.Second)}
 	cfg.Log = slog.New(slog.NewTextHandler(&noCanary{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg.Now = f.clock.now
+	cfg.Gates = gate.New(cfg.Now)
 	f.Exchanger = New(cfg)
 	t.Cleanup(f.Exchanger.Close)
 	f.target = &Target{
@@ -147,20 +150,11 @@ type noCanary struct{ t *testing.T }
 
 func (l *noCanary) Write(p []byte) (int, error) {
 	for _, word := range []string{"canary", "e30."} {
-		if contains(p, word) {
+		if bytes.Contains(p, []byte(word)) {
 			l.t.Errorf("a secret is in the log: %s", p)
 		}
 	}
 	return io.Discard.Write(p)
-}
-
-func contains(p []byte, word string) bool {
-	for i := range p {
-		if len(p)-i >= len(word) && string(p[i:i+len(word)]) == word {
-			return true
-		}
-	}
-	return false
 }
 
 func (f *fixture) token(t *testing.T, s Subject, target *Target) string {

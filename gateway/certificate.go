@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -65,13 +67,19 @@ func (c *Certificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 
 func (c *Certificate) state() (state [2]fileState, err error) {
 	for i, name := range []string{c.cert, c.key} {
-		info, err := os.Stat(name)
-		if err != nil {
+		if state[i], err = stateOf(name); err != nil {
 			return state, fmt.Errorf("reading a TLS certificate: %w", err)
 		}
-		state[i] = fileState{info.ModTime(), info.Size()}
 	}
 	return state, nil
+}
+
+func stateOf(name string) (fileState, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return fileState{}, err
+	}
+	return fileState{info.ModTime(), info.Size()}, nil
 }
 
 // loadLocked reads the files, and remembers their state only if they can be
@@ -82,5 +90,78 @@ func (c *Certificate) loadLocked(state [2]fileState) error {
 		return fmt.Errorf("reading a TLS certificate: %w", err)
 	}
 	c.loaded, c.read = &loaded, state
+	return nil
+}
+
+// Roots are certificate authorities that add to the system's, read again when
+// their files change: an authority is renewed, too.
+type Roots struct {
+	files []string
+	log   *slog.Logger
+	now   func() time.Time
+
+	mu      sync.Mutex // guards all below
+	loaded  *x509.CertPool
+	read    []fileState // of the files, when they were last read
+	checked time.Time
+}
+
+// LoadRoots reads PEM files, each with one certificate at least.
+func LoadRoots(log *slog.Logger, files ...string) (*Roots, error) {
+	r := &Roots{files: files, log: log, now: time.Now}
+	state, err := r.state()
+	if err != nil {
+		return nil, err
+	}
+	return r, r.loadLocked(state)
+}
+
+// Get returns the system's roots and those of the files, the same pool until one
+// of them changes. New files that cannot be used leave it as it was.
+func (r *Roots) Get() *x509.CertPool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.now(); now.Sub(r.checked) >= certificateCheck || now.Before(r.checked) {
+		r.checked = now
+		state, err := r.state()
+		if err == nil && !slices.Equal(state, r.read) {
+			if err = r.loadLocked(state); err == nil {
+				r.log.Info("CA certificates read again", "files", r.files)
+			}
+		}
+		if err != nil {
+			r.log.Error("CA certificates could not be read again: the old ones stay", "error", err)
+		}
+	}
+	return r.loaded
+}
+
+func (r *Roots) state() ([]fileState, error) {
+	out := make([]fileState, len(r.files))
+	for i, name := range r.files {
+		var err error
+		if out[i], err = stateOf(name); err != nil {
+			return nil, fmt.Errorf("reading CA certificates: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// loadLocked remembers the files' state only if they can be used.
+func (r *Roots) loadLocked(state []fileState) error {
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return fmt.Errorf("reading the system's roots: %w", err)
+	}
+	for _, name := range r.files {
+		pem, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("reading CA certificates: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("%s holds no certificate in PEM form", name)
+		}
+	}
+	r.loaded, r.read = pool, state
 	return nil
 }

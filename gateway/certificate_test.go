@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"log/slog"
@@ -99,4 +100,68 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	}
 	now = now.Add(certificateCheck)
 	serves(3)
+}
+
+// TestRootsAreReadAgain when a file changes, with all of them still in, and stay
+// what they are while a file cannot be used.
+func TestRootsAreReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	first, second := filepath.Join(dir, "1.pem"), filepath.Join(dir, "2.pem")
+	if _, err := LoadRoots(slog.New(slog.DiscardHandler), first); err == nil {
+		t.Error("a file that does not exist is a CA")
+	}
+	certificate := func(file string, serial int64) *x509.Certificate {
+		t.Helper()
+		writeCertificate(t, file, filepath.Join(dir, "key.pem"), serial)
+		pair, err := tls.LoadX509KeyPair(file, filepath.Join(dir, "key.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair.Leaf
+	}
+	one, other := certificate(first, 1), certificate(second, 2)
+	var log bytes.Buffer
+	r, err := LoadRoots(slog.New(slog.NewJSONHandler(&log, nil)), first, second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	r.now = func() time.Time { return now }
+	trusts := func(want ...*x509.Certificate) {
+		t.Helper()
+		system, err := x509.SystemCertPool()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range want {
+			system.AddCert(c)
+		}
+		if !r.Get().Equal(system) {
+			t.Error("it trusts something else")
+		}
+		if r.Get() != r.Get() {
+			t.Error("another pool without a change")
+		}
+	}
+	trusts(one, other)
+	renewed := certificate(second, 3)
+	trusts(one, other) // it has just looked
+	now = now.Add(certificateCheck)
+	trusts(one, renewed)
+	if err := os.WriteFile(first, []byte("no PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(certificateCheck)
+	trusts(one, renewed)
+	if !bytes.Contains(log.Bytes(), []byte("the old ones stay")) {
+		t.Errorf("the log says nothing of it: %s", log.Bytes())
+	}
+	if err := os.Remove(first); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(certificateCheck)
+	trusts(one, renewed)
+	again := certificate(first, 4)
+	now = now.Add(certificateCheck)
+	trusts(again, renewed)
 }

@@ -23,6 +23,7 @@ type Metrics struct {
 	durations *prometheus.HistogramVec // remote
 	signIns   *prometheus.CounterVec   // remote, outcome
 	refreshes *prometheus.CounterVec   // remote, outcome
+	exchanges *prometheus.CounterVec   // remote, way, outcome, issued
 	limits    *prometheus.CounterVec   // limit
 	unknown   *prometheus.CounterVec   // why
 }
@@ -43,11 +44,12 @@ func NewMetrics(cfg *Config, version string) *Metrics {
 		signIns:   counter("sign_ins_total", "Sign-ins at remotes: begun in a browser, finished, refused.", "remote", "outcome"),
 		refreshes: counter("refreshes_total", "Refreshes of grants: done, refused by the authorization server, failed.", "remote", "outcome"),
 		unknown:   counter("unauthenticated_total", "MCP requests that were refused because nobody knew who sent them: none (no bearer token), invalid_token, invalid_request.", "why"),
+		exchanges: counter("exchanges_total", "Tokens fetched without a person, by the way, what came of it, and the type of what was issued; those from the cache are counted there.", "remote", "way", "outcome", "issued"),
 		limits:    counter("limits_hit_total", "Requests that were refused by a limit of gateway.limits.", "limit"),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "Always 1."}, []string{"version", "go"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.registry.MustRegister(m.calls, m.durations, m.signIns, m.refreshes, m.limits, m.unknown, build,
+	m.registry.MustRegister(m.calls, m.durations, m.signIns, m.refreshes, m.exchanges, m.limits, m.unknown, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, server := range cfg.Running() {
 		m.remotes[server.Name] = true
@@ -136,6 +138,12 @@ func (m *Metrics) Refreshed(remote, outcome string) {
 
 // unauthenticated counts a request of nobody.
 func (m *Metrics) unauthenticated(why string) { m.unknown.WithLabelValues(why).Inc() }
+
+// Exchanged counts a token that no person signed in for; its arguments are
+// auth's.
+func (m *Metrics) Exchanged(remote, way, outcome, issued string) {
+	m.exchanges.WithLabelValues(m.remote(remote), way, outcome, issued).Inc()
+}
 
 // hit counts a request that a limit has refused.
 func (m *Metrics) hit(limit string) { m.limits.WithLabelValues(limit).Inc() }

@@ -109,6 +109,13 @@ func (e *Error) Unanswered() bool {
 	return !ok || dial.Op != "dial"
 }
 
+// EndedHandshake reports whether a server answered with a TLS alert, as one does
+// that wants a client certificate. Which alert it was has no type.
+func (e *Error) EndedHandshake() bool {
+	op, ok := errors.AsType[*net.OpError](e.Err)
+	return ok && op.Op == "remote error"
+}
+
 // Error codes of RFC 6749 sections 4.1.2.1 and 5.2, RFC 8707 and OpenID Connect
 // that may be named in logs and sentences.
 var knownCodes = []string{

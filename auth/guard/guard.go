@@ -52,25 +52,30 @@ var (
 
 // Config holds what all clients share.
 type Config struct {
-	CA        []byte        // PEM certificates beside the system's roots; empty: none
+	Roots     Roots         // that TLS trusts; nil: the system's
 	Proxy     *url.URL      // for all hosts but loopback's; nil: none, the environment is never asked
 	UserAgent string        // of requests that bring none; empty: Go's
 	Timeout   time.Duration // of one request by Fetch with its answer; 0: 10 s
 }
 
+// Roots returns whom TLS trusts from now on, the same pool for as long as that
+// does not change. It is asked before every request. After a change new requests
+// get new connections, and those that are under way go on.
+type Roots func() *x509.CertPool
+
 // Policy says what one client may reach beyond public addresses over https.
 type Policy struct {
 	Allow    []netip.Prefix // private addresses, plain http included
 	Loopback bool           // 127.0.0.0/8, ::1 and "localhost", plain http included
-	TLS      *tls.Config    // roots (nil: the system's), client certificate, server name; may be nil
+	Roots    Roots          // nil: those of [Config]
+	TLS      *tls.Config    // client certificate and server name; may be nil
 	Host     string         // the only host[:port] that sees TLS's client certificate and server name; empty: all do
 }
 
 // Clients makes clients and closes them together.
 type Clients struct {
 	config   Config
-	roots    *x509.CertPool // nil: the system's
-	resolver *net.Resolver  // nil: Go's default
+	resolver *net.Resolver // nil: Go's default
 
 	mu   sync.Mutex // guards made
 	made []*Client
@@ -79,15 +84,6 @@ type Clients struct {
 // New checks the config.
 func New(c Config) (*Clients, error) {
 	cs := &Clients{}
-	if len(c.CA) > 0 {
-		var err error
-		if cs.roots, err = x509.SystemCertPool(); err != nil {
-			return nil, fmt.Errorf("loading the system's certificates: %w", err)
-		}
-		if !cs.roots.AppendCertsFromPEM(c.CA) {
-			return nil, errors.New("no certificate found in the CA's PEM")
-		}
-	}
 	if c.Proxy != nil {
 		switch c.Proxy.Scheme {
 		case "http", "https", "socks5", "socks5h":
@@ -179,23 +175,9 @@ func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
 	return c.CheckURL(req.URL)
 }
 
-// rootsFor adds the shared CA to the policy's roots.
-func (cs *Clients) rootsFor(base *tls.Config) *x509.CertPool {
-	if base == nil || base.RootCAs == nil {
-		return cs.roots
-	}
-	if len(cs.config.CA) == 0 {
-		return base.RootCAs
-	}
-	pool := base.RootCAs.Clone()
-	pool.AppendCertsFromPEM(cs.config.CA)
-	return pool
-}
-
 // transport returns a guarded transport whose parts tune adjusts.
 func (cs *Clients) transport(c *Client, p Policy, tune func(*http.Transport)) *transport {
-	roots := cs.rootsFor(p.TLS)
-	base := func(check dialCheck, config *tls.Config) *http.Transport {
+	base := func(check dialCheck, roots *x509.CertPool, config *tls.Config) *http.Transport {
 		config.RootCAs = roots
 		config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 		t := &http.Transport{
@@ -212,21 +194,34 @@ func (cs *Clients) transport(c *Client, p Policy, tune func(*http.Transport)) *t
 		tune(t)
 		return t
 	}
-	special := &tls.Config{}
-	if p.TLS != nil {
-		special = p.TLS.Clone()
-	}
 	t := &transport{
 		check:     c.CheckURL,
 		userAgent: cs.config.UserAgent,
-		plain:     base(c.addresses.checkPlain, &tls.Config{}),
-		secure:    base(c.addresses.checkSecure, special),
+		roots:     p.Roots,
+		host:      p.Host,
+		plain:     base(c.addresses.checkPlain, nil, &tls.Config{}),
 	}
-	if p.TLS != nil && p.Host != "" {
-		others := p.TLS.Clone()
-		others.ServerName, others.Certificates, others.GetClientCertificate = "", nil, nil
-		t.host, t.others = p.Host, base(c.addresses.checkSecure, others)
+	if t.roots == nil {
+		t.roots = cs.config.Roots
 	}
+	if t.roots == nil {
+		t.roots = func() *x509.CertPool { return nil }
+	}
+	t.trust = func(roots *x509.CertPool) trusting {
+		special := &tls.Config{}
+		if p.TLS != nil {
+			special = p.TLS.Clone()
+		}
+		now := trusting{roots: roots, secure: base(c.addresses.checkSecure, roots, special)}
+		now.others = now.secure
+		if p.TLS != nil && p.Host != "" {
+			others := p.TLS.Clone()
+			others.ServerName, others.Certificates, others.GetClientCertificate = "", nil, nil
+			now.others = base(c.addresses.checkSecure, roots, others)
+		}
+		return now
+	}
+	t.now = t.trust(t.roots())
 	return t
 }
 
@@ -246,9 +241,20 @@ type transport struct {
 	userAgent string
 	maxBody   int64 // 0: no limit
 
-	plain, secure *http.Transport
-	host          string          // empty: secure is for every host
-	others        *http.Transport // https to every host but that one
+	plain *http.Transport
+	host  string // of the special TLS; empty: every host
+	roots Roots
+	trust func(*x509.CertPool) trusting
+
+	mu  sync.Mutex // guards now
+	now trusting
+}
+
+// trusting is what carries https while certain roots are trusted.
+type trusting struct {
+	roots  *x509.CertPool
+	secure *http.Transport // with the special TLS
+	others *http.Transport // to every host but that one; may be the same
 }
 
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -279,23 +285,44 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func (t *transport) choose(u *url.URL) *http.Transport {
-	switch {
-	case u.Scheme == "http":
+	if u.Scheme == "http" {
 		return t.plain
-	case t.host == "" || strings.EqualFold(u.Host, t.host):
-		return t.secure
-	default:
-		return t.others
 	}
+	now := t.trusts()
+	if t.host == "" || strings.EqualFold(u.Host, t.host) {
+		return now.secure
+	}
+	return now.others
+}
+
+// trusts returns what trusts the roots of this moment.
+func (t *transport) trusts() trusting {
+	t.mu.Lock()
+	roots, was := t.roots(), t.now
+	if was.roots != roots {
+		t.now = t.trust(roots)
+	}
+	now := t.now
+	t.mu.Unlock()
+	if was.roots != roots {
+		// What was verified by other roots serves nobody any more.
+		was.closeIdle()
+	}
+	return now
+}
+
+func (t trusting) closeIdle() {
+	t.secure.CloseIdleConnections()
+	t.others.CloseIdleConnections()
 }
 
 // CloseIdleConnections is what [http.Client.CloseIdleConnections] looks for.
 func (t *transport) CloseIdleConnections() {
 	t.plain.CloseIdleConnections()
-	t.secure.CloseIdleConnections()
-	if t.others != nil {
-		t.others.CloseIdleConnections()
-	}
+	t.mu.Lock()
+	now := t.now
+	t.mu.Unlock()
+	now.closeIdle()
 }
 
 // limitedBody fails where [io.LimitReader] would pretend that the answer ends.
