@@ -162,6 +162,7 @@ const faults = `(() => {
 		const ratio = (a + 0.05) / (b + 0.05);
 		if (paper[3] !== 1 || ratio < 4.5) found.push("contrast " + ratio.toFixed(2) + ": " + e.textContent.trim().slice(0, 40));
 		const box = e.getBoundingClientRect();
+		if (e.textContent.trim().length > 8 && box.width < 80 && box.height > 100) found.push("squashed: " + e.textContent.trim().slice(0, 40));
 		if (box.right > width + 1) found.push("cut off: " + e.textContent.trim().slice(0, 40));
 	}
 	if (!texts) found.push("no text");
@@ -303,7 +304,7 @@ func TestTeamTour(t *testing.T) {
 	b.look("team-home")
 
 	// Out of one, and of everything.
-	b.press("li:first-child button.quiet", "notes: signed out")
+	b.press(".remotes > li:first-child button.quiet", "notes: signed out")
 	b.says("notes: signed out")
 	b.look("team-home-one-out")
 	b.press("summary", "Every sign-in above ends")

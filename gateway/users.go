@@ -276,7 +276,7 @@ func (g *Gateway) serveLogout(w http.ResponseWriter, r *http.Request) error {
 	}
 	g.setCookie(w, name)
 	g.record(r.Context(), slog.LevelInfo, eventLogout, who.principal)
-	g.writePage(w, http.StatusOK, pageData{OK: true, Title: "You are logged out", Again: loginPath + "?anew",
+	g.writePage(w, http.StatusOK, pageData{OK: true, Title: "You are logged out", Again: loginPath + "?anew", AgainSay: "Log in",
 		Say: "This browser is logged out of the gateway. Your assistants keep working: to end what they use, log in and sign out of everything."})
 	return nil
 }
