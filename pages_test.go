@@ -9,6 +9,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"gatehouse/auth/authtest"
 )
@@ -260,7 +261,10 @@ func TestTeamPages(t *testing.T) {
 	b.press("button[value=cancel]", "Access was not granted")
 	b.says("Access was not granted")
 	b.look("team-denied")
-	b.open(next)
+	b.press(".again a", "Sign in to wiki?")
+	if at := b.at(); at != next {
+		t.Errorf("another try is at %s, want %s", at, next)
+	}
 	b.press(consent, wikiLogin)
 	b.do(chromedp.SetValue(chromedp.CSS("#username"), "alice"), chromedp.SetValue(chromedp.CSS("#password"), "alice"))
 	b.press("button[value=signin]", signedIn)
@@ -302,6 +306,13 @@ func TestTeamTour(t *testing.T) {
 	b.press(consent, wikiLogin)
 	atWiki()
 	b.look("team-home")
+	// By the keyboard: what has the focus shows it.
+	b.do(chromedp.KeyEvent(kb.Tab))
+	focus, err := chromedp.Run(b, chromedp.Evaluate[string](
+		`(e => e.textContent + ", " + (getComputedStyle(e).outlineStyle === "solid" && parseFloat(getComputedStyle(e).outlineWidth) >= 2))(document.activeElement)`))
+	if err != nil || focus != "Log out, true" {
+		t.Errorf("the focus: %q, %v", focus, err)
+	}
 
 	// Out of one, and of everything.
 	b.press(".remotes > li:first-child button.quiet", "notes: signed out")
@@ -323,11 +334,22 @@ func TestTeamTour(t *testing.T) {
 	b.press(consent, wikiLogin)
 	atWiki()
 
+	// A page that was left open when the login ended in another tab, where the
+	// provider then says no at first.
+	left := b.another()
+	left.open(c.base + "/")
+
 	// Out of the gateway, and in as somebody else.
 	b.press(`form[action="/logout"] button`, "You are logged out")
 	b.says("You are logged out")
 	b.look("team-logged-out")
 	echo(t, alice, "notes_echo", "her assistant goes on")
+	left.press(".remotes > li:first-child button", "You are not logged in")
+	left.look("team-login-ended")
+	c.idp.Set(func(k *authtest.ASKnobs) { k.Deny = "access_denied" })
+	left.press(".again a", "Access was not granted")
+	c.idp.Set(func(k *authtest.ASKnobs) { k.Deny = "" })
+	left.press(".again a", "for you, alice")
 	c.atTheDoor("bob")
 	b.press(".again a", "Sign in to all 3")
 	b.says("for you, bob", "Sign in to all 3")

@@ -76,6 +76,12 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 		problem := renderPage(err, g.log)
 		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
 		data := pageData{Title: problem.title, Say: problem.say}
+		if denied, ok := errors.AsType[*deniedError](err); ok {
+			data.Again, data.AgainSay = denied.link, "Try again"
+		}
+		if g.users && errors.Is(err, auth.ErrNotLoggedIn) {
+			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(r.URL.EscapedPath()), "Log in"
+		}
 		if g.users && errors.Is(err, auth.ErrWrongPerson) {
 			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(r.URL.EscapedPath()), "Log in with another account"
 			if who, err := g.visitor(r); err == nil {
@@ -293,6 +299,9 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
+		if errors.Is(err, auth.ErrDenied) && finished != nil {
+			return &deniedError{err, connectLink(finished)}
+		}
 		return err
 	}
 	if finished.Again != nil {
@@ -310,6 +319,25 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	}
 	http.Redirect(w, r, "/connect/"+url.PathEscape(finished.FlowID), http.StatusSeeOther)
 	return nil
+}
+
+// deniedError is an [auth.ErrDenied] that leaves the link good for another try.
+// Its browser is the one that began, and its user the link's: only they get here.
+type deniedError struct {
+	err  error
+	link string
+}
+
+func (e *deniedError) Error() string { return e.err.Error() }
+func (e *deniedError) Unwrap() error { return e.err }
+
+// connectLink is the path of a sign-in's own page.
+func connectLink(f *auth.Finished) string {
+	link := "/connect/" + url.PathEscape(f.FlowID)
+	if f.Tour {
+		link += "?" + tourParameter
+	}
+	return link
 }
 
 // mayCallBack counts a callback, and refuses those that are too many.

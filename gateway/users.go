@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -251,6 +252,9 @@ func (g *Gateway) serveLoginCallback(w http.ResponseWriter, r *http.Request) err
 	in, err := g.auth.FinishLogin(r.Context(), auth.Callback{Query: query, Cookie: cookiesOf(r)})
 	if err != nil {
 		g.record(r.Context(), slog.LevelWarn, eventLoginRefused, auth.Principal{}, slog.String("why", whyRefused(err)))
+		if errors.Is(err, auth.ErrDenied) {
+			return &deniedError{err, loginPath}
+		}
 		return err
 	}
 	g.record(r.Context(), slog.LevelInfo, eventLogin, in.Principal, slog.String("account", in.Account))
