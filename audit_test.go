@@ -11,9 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"gatehouse/auth/authtest"
 )
@@ -151,6 +154,36 @@ func TestMetricsAddress(t *testing.T) {
 	public := startServe(t, config(`{"publicUrl": "https://gw.example.com"}`, "r", remote.URL))
 	if got := get(base(public)+"/metrics", "gw.example.com"); got != http.StatusForbidden {
 		t.Errorf("through the public URL: %d", got)
+	}
+}
+
+// TestAuditRotated: once the file has been moved away and the process told so,
+// the next record is in a new one, and none is lost.
+func TestAuditRotated(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "audit.log")
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+	gw := startServe(t, config(fmt.Sprintf(`{"audit": {"file": %q}}`, file), "notes", remote.URL))
+	client := authtest.Legacy(t, gw.url)
+	echo(t, client, "notes_echo", "before")
+	if err := os.Rename(file, file+".1"); err != nil {
+		t.Fatal(err)
+	}
+	echo(t, client, "notes_echo", "between")
+	if err := gw.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for waited := time.Now(); !strings.Contains(gw.output(), "audit log opened anew"); runtime.Gosched() {
+		if time.Since(waited) > 10*time.Second {
+			t.Fatal("it is not opened anew")
+		}
+	}
+	echo(t, client, "notes_echo", "after")
+	for name, want := range map[string]int{file + ".1": 2, file: 1} {
+		data, err := os.ReadFile(name)
+		if got := bytes.Count(data, []byte(`"name":"echo"`)); err != nil || got != want {
+			t.Errorf("%s: %d calls, want %d: %v", filepath.Base(name), got, want, err)
+		}
 	}
 }
 

@@ -39,6 +39,7 @@ func build(cfg *gateway.Config, publicURL string, users bool, store auth.Store, 
 		return nil, err
 	}
 	metrics := gateway.NewMetrics(cfg, version)
+	sealer, _ := store.(auth.Sealer) // nil: nobody else has the key
 	broker, remotes, err := newBroker(cfg, clients, publicURL, users, store, log, metrics.Refreshed)
 	if err != nil {
 		return nil, err
@@ -58,7 +59,7 @@ func build(cfg *gateway.Config, publicURL string, users bool, store auth.Store, 
 		metrics: metrics,
 		gateway: gateway.New(gateway.Setup{
 			Config: cfg, Users: users, Auth: broker, Sessions: pool, PublicURL: publicURL, Version: version, Log: log,
-			Metrics: metrics, Audit: audit, SharedStore: store.Shared(), Identity: identity(cfg, store),
+			Metrics: metrics, Audit: audit, SharedStore: store.Shared(), Sealer: sealer, Identity: identity(cfg, store),
 		}),
 	}, nil
 }

@@ -174,7 +174,7 @@ func (l *local) open(ctx context.Context, cfg *gateway.Config) error {
 	if err := l.findPages(ctx, cfg); err != nil {
 		return err
 	}
-	audit, closeAudit, err := openAudit(cfg, l.log)
+	audit, closeAudit, err := openAudit(cfg, l.log, nil)
 	if err != nil {
 		return err
 	}

@@ -298,7 +298,13 @@ func serve(ctx context.Context, cfg *gateway.Config, log *slog.Logger, ready fun
 		return err
 	}
 	defer store.Close()
-	audit, closeAudit, err := openAudit(cfg, log)
+	// Where there is nothing to open anew it ends the process, as ever.
+	rotated := make(chan os.Signal, 1)
+	if cfg.Gateway.Audit.File != "" {
+		signal.Notify(rotated, syscall.SIGHUP)
+		defer signal.Stop(rotated)
+	}
+	audit, closeAudit, err := openAudit(cfg, log, rotated)
 	if err != nil {
 		return err
 	}

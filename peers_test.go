@@ -25,6 +25,25 @@ import (
 // returns its issuer. Without it the test is skipped.
 func startOIDCProvider(t *testing.T, resource string) (issuer string) {
 	t.Helper()
+	return startNode(t, "oidc-provider.mjs", nil, resource, "2")
+}
+
+// freePort is one of 127.0.0.1 that nobody listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// startNode starts a provider of testdata/peers on any port, its first argument,
+// and returns its issuer. Without npm oidc-provider the test is skipped.
+func startNode(t *testing.T, name string, env []string, args ...string) (issuer string) {
+	t.Helper()
 	modules, err := filepath.Abs(filepath.Join(".cache", "peers", "node_modules"))
 	if err != nil {
 		t.Fatal(err)
@@ -32,15 +51,10 @@ func startOIDCProvider(t *testing.T, resource string) (issuer string) {
 	if _, err := os.Stat(filepath.Join(modules, "oidc-provider")); err != nil {
 		t.Skip("npm oidc-provider is not installed in .cache/peers: the tests with it are skipped")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
+	port := freePort(t)
 	// Node looks for packages beside the script.
-	script := filepath.Join(".cache", "peers", "oidc-provider.mjs")
-	source, err := os.ReadFile("testdata/peers/oidc-provider.mjs")
+	script := filepath.Join(".cache", "peers", name)
+	source, err := os.ReadFile(filepath.Join("testdata", "peers", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +65,8 @@ func startOIDCProvider(t *testing.T, resource string) (issuer string) {
 	if _, err := os.Stat(node); err != nil {
 		node = "node"
 	}
-	cmd := exec.Command(node, script, port, resource, "2")
+	cmd := exec.Command(node, append([]string{script, port}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +84,7 @@ func startOIDCProvider(t *testing.T, resource string) (issuer string) {
 			return "http://127.0.0.1:" + port
 		}
 	}
-	t.Fatal("npm oidc-provider did not start")
+	t.Fatalf("%s did not start", name)
 	return ""
 }
 

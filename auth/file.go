@@ -68,7 +68,10 @@ type File struct {
 	buckets  map[string]*fileBucket
 }
 
-var _ Store = (*File)(nil)
+var (
+	_ Store  = (*File)(nil)
+	_ Sealer = (*File)(nil)
+)
 
 // fileBucket bounds a bucket without counting it at each write.
 type fileBucket struct {
@@ -507,6 +510,12 @@ func (f *File) lockedBy(ctx context.Context, l *fileLock) error {
 	}
 	return err
 }
+
+// Seal seals with the first key of the key file. See [Sealer].
+func (f *File) Seal(plain, bound []byte) []byte { return f.keySet().sealOut(plain, bound) }
+
+// Unseal opens with any key of the key file. See [Sealer].
+func (f *File) Unseal(sealed, bound []byte) ([]byte, bool) { return f.keySet().openOut(sealed, bound) }
 
 func (f *File) keySet() keySet {
 	f.mu.Lock()

@@ -205,6 +205,12 @@ func (r *Redis) ready(ctx context.Context) (context.Context, context.CancelFunc,
 // Shared reports true: that is what it is for.
 func (r *Redis) Shared() bool { return true }
 
+// Seal seals with the first key. See [Sealer].
+func (r *Redis) Seal(plain, bound []byte) []byte { return r.keys.sealOut(plain, bound) }
+
+// Unseal opens with any key. See [Sealer].
+func (r *Redis) Unseal(sealed, bound []byte) ([]byte, bool) { return r.keys.openOut(sealed, bound) }
+
 // Get is [Store.Get].
 func (r *Redis) Get(ctx context.Context, bucket, key string) (Record, error) {
 	ctx, cancel, err := r.ready(ctx)

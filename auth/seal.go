@@ -48,7 +48,8 @@ type keySet []sealKey
 
 type sealKey struct {
 	id   [keyIDSize]byte
-	aead cipher.AEAD
+	aead cipher.AEAD // of records
+	out  cipher.AEAD // of what leaves the house
 }
 
 // newKey returns a key in the form of the key file.
@@ -116,17 +117,38 @@ func deriveKey(raw []byte) (sealKey, error) {
 	if err != nil {
 		return k, err
 	}
-	sealing, err := hkdf.Key(sha256.New, raw, nil, "gatehouse store AES-256-GCM", 32)
-	if err != nil {
-		return k, err
-	}
-	block, err := aes.NewCipher(sealing)
-	if err != nil {
-		return k, err
-	}
 	copy(k.id[:], id)
-	k.aead, err = cipher.NewGCMWithRandomNonce(block)
-	return k, err
+	for purpose, aead := range map[string]*cipher.AEAD{"gatehouse store AES-256-GCM": &k.aead, "gatehouse outside AES-256-GCM": &k.out} {
+		sealing, err := hkdf.Key(sha256.New, raw, nil, purpose, 32)
+		if err != nil {
+			return k, err
+		}
+		block, err := aes.NewCipher(sealing)
+		if err != nil {
+			return k, err
+		}
+		if *aead, err = cipher.NewGCMWithRandomNonce(block); err != nil {
+			return k, err
+		}
+	}
+	return k, nil
+}
+
+// sealOut is [Sealer]'s Seal. Before the nonce stands the key's id.
+func (s keySet) sealOut(plain, bound []byte) []byte {
+	k := s[0]
+	return k.out.Seal(bytes.Clone(k.id[:]), nil, plain, bound)
+}
+
+// openOut is [Sealer]'s Unseal.
+func (s keySet) openOut(sealed, bound []byte) (plain []byte, ok bool) {
+	for _, k := range s {
+		if rest, found := bytes.CutPrefix(sealed, k.id[:]); found {
+			plain, err := k.out.Open(nil, nil, rest, bound)
+			return plain, err == nil
+		}
+	}
+	return nil, false
 }
 
 // seal makes the envelope of a record with the first key.

@@ -51,6 +51,16 @@ type Watcher interface {
 	Watch(ctx context.Context, changed func(bucket, name string))
 }
 
+// Sealer is a [Store] whose key other processes have, too. It seals what leaves
+// the house for a moment and may come back to any of them.
+type Sealer interface {
+	// Seal encrypts plain so that it opens with the same bound only.
+	Seal(plain, bound []byte) []byte
+	// Unseal returns what was sealed by a process that has the key; ok is false for
+	// anything else.
+	Unseal(sealed, bound []byte) (plain []byte, ok bool)
+}
+
 // Lease is the right to do something alone. It ends with Release, with its
 // process, and in some stores by itself after a while; so look right before
 // the step that must not be taken twice.

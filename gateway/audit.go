@@ -106,13 +106,16 @@ func nameIn(method string, params json.RawMessage) string {
 }
 
 // record writes one record. Whose it is stands in full where it is a person: an
-// anonymous session's subject is its id, and who has that is the session.
+// anonymous session's subject is its id, and who has that is the session. Of
+// nobody, the zero principal, there is nothing to say.
 func (g *Gateway) record(ctx context.Context, level slog.Level, event string, p auth.Principal, attrs ...slog.Attr) {
-	who := slog.Any("principal", p)
-	if p.Issuer != "" {
-		who = slog.Group("principal", slog.String("issuer", p.Issuer), slog.String("subject", p.Subject))
+	switch {
+	case p.Issuer != "":
+		attrs = append([]slog.Attr{slog.Group("principal", slog.String("issuer", p.Issuer), slog.String("subject", p.Subject))}, attrs...)
+	case p != auth.Principal{}:
+		attrs = append([]slog.Attr{slog.Any("principal", p)}, attrs...)
 	}
-	g.audit.LogAttrs(ctx, level, event, append([]slog.Attr{who}, attrs...)...)
+	g.audit.LogAttrs(ctx, level, event, attrs...)
 }
 
 // Events of the audit log beside "call".

@@ -63,6 +63,13 @@ func (l *callLimit) release() {
 	l.active--
 }
 
+// giveBack lets another call begin in place of one that was only the way to it.
+func (l *callLimit) giveBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spare = min(float64(l.perSecond), l.spare+1)
+}
+
 // refused says whether a call that began now would be one too many.
 func (l *callLimit) refused() *limited {
 	l.mu.Lock()

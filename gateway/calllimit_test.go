@@ -3,9 +3,13 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -119,5 +123,50 @@ func TestTooManyCalls(t *testing.T) {
 	}
 	if got := authtest.Text(client.Call("r_echo", map[string]any{"text": "after"})); got != "after" {
 		t.Errorf("after they have ended: %s", got)
+	}
+}
+
+// TestTooManyFirstCalls: a call that has to wait for its remote to be connected
+// counts like any other, and once only.
+func TestTooManyFirstCalls(t *testing.T) {
+	remote := newPlainRemote(t, `{"tools":{}}`, map[string]string{
+		"tools/list": `{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}`, "tools/call": `{"content":[]}`,
+	})
+	gate, dialed := make(chan struct{}), make(chan struct{}, 10)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		dialed <- struct{}{}
+		select {
+		case <-gate:
+			remote.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(slow.Close)
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
+	g := newFront(t, `{"mcpServers": {"r": {"url": "`+slow.URL+`"}}, "gateway": {"limits": {"callsInFlight": 1, "callsPerSecond": 1}}}`)
+	v, err := g.view(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func() string {
+		raw, err := g.handle(t.Context(), caller{view: v}, "tools/call", json.RawMessage(`{"name":"r_t"}`))
+		return fmt.Sprint(string(raw), err)
+	}
+	first := make(chan string, 1)
+	go func() { first <- call() }()
+	<-dialed
+	for waited := time.Now(); v.calls.refused() == nil && time.Since(waited) < 10*time.Second; {
+		runtime.Gosched()
+	}
+	if v.calls.refused() == nil {
+		t.Fatal("a call that waits for its remote does not count")
+	}
+	if got := call(); !strings.Contains(got, "callsInFlight") {
+		t.Errorf("a second call while the first one waits: %s", got)
+	}
+	open()
+	if got := <-first; !strings.Contains(got, `"content":[]`) || strings.Contains(got, "isError") {
+		t.Errorf("the first call: %s", got)
 	}
 }

@@ -67,21 +67,32 @@ func (c *clients) add(ss *mcp.ServerSession, v *view) {
 	c.byID[ss.ID()] = cl
 }
 
+// ended is a channel of those that have gone already.
+var ended = func() <-chan struct{} {
+	ch := make(chan struct{})
+	close(ch)
+	return ch
+}()
+
 // during returns a context for a request of a session, which ends with it: the
-// SDK lets go of a session only when its requests have been answered.
-func (c *clients) during(ctx context.Context, ss *mcp.ServerSession) (context.Context, context.CancelFunc) {
+// SDK lets go of a session only when its requests have been answered. gone is
+// closed a little before; nil for a session without an id.
+func (c *clients) during(ctx context.Context, ss *mcp.ServerSession) (_ context.Context, done context.CancelFunc, gone <-chan struct{}) {
 	c.mu.Lock()
 	cl := c.byID[ss.ID()]
 	c.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
-	if cl == nil || cl.session != ss {
-		return ctx, cancel
+	switch {
+	case ss.ID() == "":
+		return ctx, cancel, nil
+	case cl == nil || cl.session != ss:
+		return ctx, cancel, ended
 	}
 	stop := context.AfterFunc(cl.gone, cancel)
 	return ctx, func() {
 		stop()
 		cancel()
-	}
+	}, cl.gone.Done()
 }
 
 // fly notes a call, by its id as it was received, so that it can be cancelled;

@@ -20,6 +20,7 @@ type caller struct {
 	view         *view
 	modern       bool            // protocol 2026-07-28 or newer
 	client       any             // its session, to tell it from the principal's others; nil in the modern era
+	gone         <-chan struct{} // closed when that has ended; nil where it ends with all that it has
 	capabilities json.RawMessage // what it declares (MCP ClientCapabilities); nil: nothing
 	foreign      bool            // the request has a ticket of the gateway's kind that cannot be opened
 	request      func() [32]byte // tells the request that is being answered from others
@@ -49,7 +50,7 @@ func (c caller) name() string {
 // behind is the caller as the remotes notice it.
 func (c caller) behind() *session.Caller {
 	return &session.Caller{
-		Client: c.client, Modern: c.modern, Capabilities: c.capabilities,
+		Client: c.client, Gone: c.gone, Modern: c.modern, Capabilities: c.capabilities,
 		Notify: c.notify, Later: c.afterwards(), Ask: c.ask,
 	}
 }
@@ -202,8 +203,26 @@ func (g *Gateway) find(ctx context.Context, c caller, name string, in func(*merg
 	return entry{}, unknown(name)
 }
 
-// connectFirst connects a remote that has not been listed yet.
+// connectFirst connects a remote that has not been listed yet, for a request
+// that is not counted before its remote is known.
 func (g *Gateway) connectFirst(ctx context.Context, c caller, remote string) error {
+	calls := c.view.calls
+	release, refused := calls.take()
+	if refused != nil {
+		g.metrics.hit(refused.limit)
+		g.observe(ctx, c, remote, "initialize", "", g.now(), nil, refused)
+		return refused
+	}
+	defer release()
+	err := g.connect(ctx, c, remote)
+	if err == nil {
+		calls.giveBack() // the request itself counts
+	}
+	return err
+}
+
+// connect connects a remote, for a request that is counted.
+func (g *Gateway) connect(ctx context.Context, c caller, remote string) error {
 	began := g.now()
 	err := c.view.session.Connect(ctx, remote)
 	if err != nil {

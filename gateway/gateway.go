@@ -31,6 +31,10 @@ type Setup struct {
 	// SharedStore says that other processes may finish a sign-in that began
 	// here. Then whoever waits for one looks for it.
 	SharedStore bool
+	// Sealer seals the requestState of those who serve PublicURL together, so that
+	// a sign-in that is asked for here can be waited for there; may be nil: only
+	// this process opens what it has sealed.
+	Sealer auth.Sealer
 	// Identity tells processes that can finish each other's sign-ins from
 	// others; empty: it is not said.
 	Identity string
@@ -57,7 +61,8 @@ type Gateway struct {
 	index   map[string]int // of the remotes, by name, in config order
 
 	calls    inFlight
-	tickets  *tickets
+	tickets  *tickets // of pages
+	states   *tickets // of requests: requestState
 	parked   parkedCalls
 	sse      sseSessions
 	before   mergedBefore
@@ -91,6 +96,10 @@ func New(s Setup) *Gateway {
 		index:     map[string]int{},
 		views:     map[auth.Principal]*view{},
 		tickets:   newTickets(),
+	}
+	g.states = g.tickets
+	if s.Sealer != nil {
+		g.states = &tickets{s.Sealer, s.PublicURL}
 	}
 	if g.now == nil {
 		g.now = time.Now

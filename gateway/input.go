@@ -39,6 +39,11 @@ const (
 	maxParked = 64
 	// inputRounds is how often a remote may ask in the course of one request.
 	inputRounds = 16
+	// maxQuestions bounds the bytes of what one waiting call's remote asks at
+	// once: some samplings have images in them.
+	maxQuestions = 4 << 20
+	// maxHeld bounds the same for all calls of one principal.
+	maxHeld = 32 << 20
 )
 
 // codeURLElicitation is the error of protocol 2025-11-25 that a URL has to be
@@ -139,7 +144,7 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 		return nil, nil, nil, &invalidParams{"the params of " + method + " have a member twice"}
 	}
 	state, _ := rawjson.String(got[0])
-	plain, ours := g.tickets.open(c.view.principal, state)
+	plain, ours := g.states.open(c.view.principal, state)
 	if !ours {
 		none.Foreign = strings.HasPrefix(state, ticketPrefix)
 		return none, nil, params, nil
@@ -173,7 +178,7 @@ func (g *Gateway) refuseForeign(ctx context.Context, c caller, remote string) er
 		return nil
 	}
 	if c.view.session.Status(remote).Protocol == "" {
-		if err := g.connectFirst(ctx, c, remote); err != nil {
+		if err := g.connect(ctx, c, remote); err != nil {
 			return err
 		}
 	}
@@ -213,7 +218,7 @@ func (g *Gateway) inputRequired(c caller, requests map[string]inputRequest, t *t
 		ResultType string                  `json:"resultType"`
 		Requests   map[string]inputRequest `json:"inputRequests"`
 		State      string                  `json:"requestState"`
-	}{"input_required", requests, g.tickets.seal(c.view.principal, plain)})
+	}{"input_required", requests, g.states.seal(c.view.principal, plain)})
 	if err != nil {
 		return nil, fmt.Errorf("encoding input_required: %w", err)
 	}
@@ -370,12 +375,14 @@ func (c caller) provide(ctx context.Context, params json.RawMessage, requests ma
 // parkedCalls are the calls to legacy remotes that wait for a modern client to
 // come back with what the remote has asked for. They wait in this process only.
 type parkedCalls struct {
-	mu   sync.Mutex // guards byID
+	mu   sync.Mutex // guards all below
 	byID map[string]*parkedCall
+	held map[auth.Principal]int // bytes of what is asked of them
 }
 
 // parkedCall is a call that goes on while no request of its client is there.
 type parkedCall struct {
+	all       *parkedCalls
 	id        string
 	principal auth.Principal
 	remote    string
@@ -390,6 +397,7 @@ type parkedCall struct {
 
 	mu       sync.Mutex // guards all below
 	asked    int
+	held     int  // bytes of what is pending
 	attended bool // a request of the client waits for what comes next
 	pending  map[string]*question
 	notify   func(method string, params json.RawMessage) // to the client, while it is there
@@ -434,6 +442,25 @@ func (p *parkedCalls) add(call *parkedCall) bool {
 	return true
 }
 
+// hold counts bytes that are asked of a principal, fewer if n is below zero;
+// false if they were too many.
+func (p *parkedCalls) hold(principal auth.Principal, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	held := p.held[principal] + n
+	switch {
+	case n > 0 && held > maxHeld:
+		return false
+	case held == 0:
+		delete(p.held, principal)
+		return true
+	case p.held == nil:
+		p.held = map[auth.Principal]int{}
+	}
+	p.held[principal] = held
+	return true
+}
+
 func (p *parkedCalls) remove(call *parkedCall) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -446,7 +473,7 @@ func (p *parkedCall) answer(responses json.RawMessage) {
 	defer p.mu.Unlock()
 	_ = rawjson.Each(responses, func(m rawjson.Member) bool {
 		if q := p.pending[m.Key]; q != nil {
-			delete(p.pending, m.Key)
+			p.settleLocked(m.Key, q)
 			q.answered <- slices.Clone(responses[m.Start:m.End])
 		}
 		return true
@@ -463,6 +490,12 @@ func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMess
 		p.mu.Unlock()
 		return nil, &session.ResponseError{Code: -32603, Message: "asked too often in one call"}
 	}
+	size := len(q.Method) + len(q.Params)
+	if p.held+size > maxQuestions || !p.all.hold(p.principal, size) {
+		p.mu.Unlock()
+		return nil, &session.ResponseError{Code: -32603, Message: "asked for more at once than the gateway keeps for a client"}
+	}
+	p.held += size
 	p.pending[key] = q
 	p.mu.Unlock()
 	select {
@@ -474,10 +507,20 @@ func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMess
 		return answer, nil
 	case <-ctx.Done():
 		p.mu.Lock()
-		delete(p.pending, key)
-		p.mu.Unlock()
+		defer p.mu.Unlock()
+		if p.pending[key] == q {
+			p.settleLocked(key, q)
+		}
 		return nil, ctx.Err()
 	}
+}
+
+// settleLocked takes a question out that is pending.
+func (p *parkedCall) settleLocked(key string, q *question) {
+	delete(p.pending, key)
+	size := len(q.Method) + len(q.Params)
+	p.held -= size
+	p.all.hold(p.principal, -size)
 }
 
 // callParkable sends a modern client's request to a remote that may turn out to
@@ -485,7 +528,7 @@ func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMess
 func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, name string, params json.RawMessage) (json.RawMessage, error) {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p := &parkedCall{
-		id: uuid.NewString(), principal: c.view.principal, remote: remote, method: method, name: name, request: c.request(), cancel: cancel,
+		all: &g.parked, id: uuid.NewString(), principal: c.view.principal, remote: remote, method: method, name: name, request: c.request(), cancel: cancel,
 		done: make(chan struct{}), news: make(chan struct{}, 1), pending: map[string]*question{},
 	}
 	from := c.behind()

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,7 +19,9 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"gatehouse/auth"
 	"gatehouse/auth/authtest"
+	"gatehouse/session"
 )
 
 // asking is a real server whose tool asks its client twice, and for a sample;
@@ -404,6 +408,184 @@ func TestLegacyResult(t *testing.T) {
 	} {
 		if got, err := legacyResult(json.RawMessage(in)); err != nil || string(got) != want {
 			t.Errorf("%s\n got %s, %v\nwant %s", in, got, err, want)
+		}
+	}
+}
+
+// TestParkedBytes: what remotes ask of a client that has not come back is
+// bounded, for each call and for all of a principal. What is answered or given
+// up counts no more.
+func TestParkedBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all parkedCalls
+		half := json.RawMessage(`"` + strings.Repeat("x", maxQuestions/2-100) + `"`)
+		ctx, giveUp := context.WithCancel(t.Context())
+		defer giveUp()
+		parked := func(p auth.Principal) *parkedCall {
+			return &parkedCall{all: &all, principal: p, news: make(chan struct{}, 1), pending: map[string]*question{}}
+		}
+		ask := func(p *parkedCall) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := p.ask(ctx, "sampling/createMessage", half)
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		kept := func(what string, p *parkedCall, want bool) <-chan error {
+			t.Helper()
+			done := ask(p)
+			select {
+			case err := <-done:
+				if refusal, ok := errors.AsType[*session.ResponseError](err); want || !ok || refusal.Code != -32603 {
+					t.Errorf("%s: got %v", what, err)
+				}
+			default:
+				if !want {
+					t.Errorf("%s is kept", what)
+				}
+			}
+			return done
+		}
+		first := parked(auth.Local)
+		answered := kept("the first", first, true)
+		kept("the second", first, true)
+		kept("the third", first, false)
+		first.answer(json.RawMessage(`{"1":{"action":"accept"}}`))
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+		kept("one more after an answer", first, true)
+
+		for i := range maxHeld/maxQuestions - 1 {
+			p := parked(auth.Local)
+			kept(fmt.Sprint("call ", i), p, true)
+			kept(fmt.Sprint("call ", i, " again"), p, true)
+		}
+		kept("one too many of the principal", parked(auth.Local), false)
+		kept("another principal's", parked(auth.SessionPrincipal("other")), true)
+		giveUp()
+		synctest.Wait()
+		if len(all.held) != 0 {
+			t.Errorf("still held: %v", all.held)
+		}
+	})
+}
+
+// TestRemoteCancels: what a remote has asked and does not want to know any more
+// is taken back from the client, whichever way the call came, and the call goes on.
+func TestRemoteCancels(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	takenBack := make(chan struct{}, 1)
+	server := mcp.NewServer(&mcp.Implementation{Name: "asking", Version: "1"}, nil)
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		asking, cancel := context.WithCancel(ctx)
+		go func() {
+			<-asked
+			cancel()
+		}()
+		_, err := req.Session.Elicit(asking, &mcp.ElicitParams{Message: "well?"})
+		select {
+		case <-takenBack: // before the call ends, which takes back everything
+		case <-time.After(5 * time.Second):
+			err = errors.New("the client is still being asked")
+		case <-ctx.Done():
+		}
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: fmt.Sprint(err)}}}, nil, nil
+	})
+	remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(remote.Close)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	for _, version := range []string{"2025-11-25", "2025-03-26"} { // the short way, and the SDK's
+		client := mcp.NewClient(&mcp.Implementation{Name: "client", Version: "1"}, &mcp.ClientOptions{
+			ElicitationHandler: func(ctx context.Context, _ *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+				asked <- struct{}{}
+				<-ctx.Done()
+				takenBack <- struct{}{}
+				return nil, ctx.Err()
+			},
+		})
+		cs, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{Endpoint: g.url + "/mcp"}, &mcp.ClientSessionOptions{ProtocolVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cs.Close() })
+		result, err := cs.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_ask", Arguments: map[string]any{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := result.Content[0].(*mcp.TextContent).Text; !strings.Contains(got, "context canceled") {
+			t.Errorf("%s: got %s", version, got)
+		}
+	}
+
+	// A client of the modern era that has gone to ask its user finds the next
+	// question, or the result, when it comes back.
+	c := newPlainClient(t, g.url, "{}", true)
+	first := modernCall(c, elicits, "r_ask", "")
+	state, _ := first["requestState"].(string)
+	if state == "" {
+		t.Fatalf("got %v", first)
+	}
+	asked <- struct{}{}
+	for waited := time.Now(); ; {
+		g.parked.mu.Lock()
+		held := len(g.parked.held)
+		g.parked.mu.Unlock()
+		if held == 0 {
+			break
+		}
+		if time.Since(waited) > 3*time.Second {
+			t.Fatal("the question is still kept")
+		}
+		runtime.Gosched()
+	}
+	takenBack <- struct{}{}
+	if got := fmt.Sprint(modernCall(c, elicits, "r_ask", fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"accept"}}`, state))); !strings.Contains(got, "context canceled") {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestTicketElsewhere: a ticket for a sign-in is good at every process that
+// serves the same address with the same store; the remote never sees it.
+func TestTicketElsewhere(t *testing.T) {
+	dir := t.TempDir() + "/store"
+	replica := func(address string) *Gateway {
+		store, err := auth.OpenFile(auth.FileConfig{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		g := New(Setup{Config: &Config{}, PublicURL: address, Log: slog.New(slog.DiscardHandler), Sealer: store})
+		t.Cleanup(g.Close)
+		return g
+	}
+	c := caller{view: &view{principal: auth.Local}, modern: true}
+	const params = `{"name":"r_t","arguments":{}}`
+	issued, err := replica("https://gw").inputRequired(c, nil, &ticket{Remote: "r", Round: 1, Request: digest("tools/call", json.RawMessage(params))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result struct{ RequestState string }
+	if err := json.Unmarshal(issued, &result); err != nil {
+		t.Fatal(err)
+	}
+	again := json.RawMessage(fmt.Sprintf(`{"name":"r_t","arguments":{},"requestState":%q,"inputResponses":{"gatehouse_sign_in":{"action":"accept"}}}`, result.RequestState))
+	got, _, plain, err := replica("https://gw").resume(c, "tools/call", again)
+	if err != nil || got.Remote != "r" || got.Round != 1 || string(plain) != params {
+		t.Errorf("another replica: got %+v, %s, %v", got, plain, err)
+	}
+	for name, try := range map[string]struct {
+		address   string
+		principal auth.Principal
+	}{
+		"another gateway with this store": {"https://other", auth.Local},
+		"another principal":               {"https://gw", auth.Principal{Issuer: "https://idp", Subject: "eve"}},
+	} {
+		got, _, plain, err := replica(try.address).resume(caller{view: &view{principal: try.principal}, modern: true}, "tools/call", again)
+		if err != nil || !got.Foreign || got.Remote != "" || string(plain) != string(again) {
+			t.Errorf("%s: got %+v, %s, %v", name, got, plain, err)
 		}
 	}
 }

@@ -135,9 +135,10 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				return next(ctx, method, req)
 			}
 			defer g.calls.begin()()
+			var gone <-chan struct{}
 			if ss, ok := req.GetSession().(*mcp.ServerSession); ok {
 				var done context.CancelFunc
-				ctx, done = g.clients.during(ctx, ss)
+				ctx, done, gone = g.clients.during(ctx, ss)
 				defer done()
 			}
 			params, err := rawParams(req)
@@ -145,6 +146,9 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				return nil, renderRPC(err, g.now())
 			}
 			c := g.callerOf(ctx, v, req, params)
+			if !c.modern {
+				c.gone = gone
+			}
 			result, err := g.handle(ctx, c, method, params)
 			if err == nil && c.modern {
 				result, err = g.modernize(method, result)

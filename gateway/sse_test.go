@@ -3,9 +3,12 @@ package gateway
 import (
 	"context"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -58,6 +61,35 @@ func TestOldClients(t *testing.T) {
 			break
 		}
 	}
+}
+
+// TestSSEWithoutAWord: a stream whose client says nothing gives its place up.
+func TestSSEWithoutAWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &Gateway{cfg: &Config{}}
+		g.cfg.Gateway.Limits.Sessions = 1
+		places := func() int {
+			g.sse.mu.Lock()
+			defer g.sse.mu.Unlock()
+			return len(g.sse.byID)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			g.serveSSE(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/sse", nil))
+		}()
+		synctest.Wait()
+		time.Sleep(firstMessage - time.Second)
+		if n := places(); n != 1 {
+			t.Errorf("%d places are taken before it is time", n)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := places(); n != 0 {
+			t.Errorf("%d places are still taken", n)
+		}
+		<-done
+	})
 }
 
 // TestSSEGuards: it is off by default; foreign pages, unknown sessions and too

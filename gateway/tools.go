@@ -478,10 +478,20 @@ func describe(s remoteStatus, now time.Time) string {
 	} else if s.Advice != "" {
 		parts = append(parts, s.Advice)
 	}
-	for i := range parts[:len(parts)-1] {
-		parts[i] = strings.TrimSuffix(parts[i], ".")
+	return joinParts(parts)
+}
+
+// joinParts makes one line of parts of which some are sentences.
+func joinParts(parts []string) string {
+	line := parts[0]
+	for _, part := range parts[1:] {
+		if strings.HasSuffix(line, "?") || strings.HasSuffix(line, "!") {
+			line += " " + strings.ToUpper(part[:1]) + part[1:]
+			continue
+		}
+		line = strings.TrimSuffix(line, ".") + "; " + part
 	}
-	return strings.Join(parts, "; ")
+	return line
 }
 
 // login is gateway_login.

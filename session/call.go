@@ -24,10 +24,29 @@ type call struct {
 	patient *patience
 	asks    sync.WaitGroup
 
-	mu    sync.Mutex // one message to the client at a time, nothing after the end
-	over  bool
-	asked int // how often the client has been asked
+	mu    sync.Mutex // guards all below; not held while the client is told
+	over  bool       // it is told nothing more
+	asked int        // how often the client has been asked
+
+	telling bool          // somebody is telling the client, one message at a time
+	told    []notice      // what comes next, in order; empty if nobody is telling
+	bytes   int           // of that
+	deaf    bool          // it did not read for so long that others' messages had to wait
+	room    chan struct{} // closed when something has been taken out of told; nil: nobody waits
+	quiet   chan struct{} // closed when nobody is telling any more; nil: nobody waits
 }
+
+// notice is a notification for the client of a call.
+type notice struct {
+	method string
+	params json.RawMessage
+}
+
+const (
+	maxTold      = 64      // notices that wait for a client to read
+	maxToldBytes = 1 << 20 // of those
+	toldWait     = time.Second
+)
 
 // patience is the deadline of a call. It stands still while the client is being
 // asked something: a person takes the time that a person takes.
@@ -68,15 +87,31 @@ func (l *link) start(ctx context.Context, id int64, from *Caller, token json.Raw
 	return c
 }
 
-// end takes a call out and waits until nothing of it is under way any more.
+// end takes a call out and waits until nothing of it is under way any more. The
+// client has been told all that there was, unless nobody waits for the call.
 func (l *link) end(c *call) {
 	l.mu.Lock()
 	delete(l.calls, c.id)
 	l.mu.Unlock()
-	c.cancel()
 	c.mu.Lock()
 	c.over = true
+	var quiet chan struct{}
+	if c.telling {
+		quiet = make(chan struct{})
+		c.quiet = quiet
+	}
 	c.mu.Unlock()
+	if quiet != nil {
+		select {
+		case <-quiet:
+		case <-c.ctx.Done():
+			c.mu.Lock()
+			c.told = nil
+			c.mu.Unlock()
+			<-quiet
+		}
+	}
+	c.cancel()
 	c.asks.Wait()
 }
 
@@ -93,15 +128,90 @@ func (c *call) asking() (ok, tooOften bool) {
 	return true, false
 }
 
-// notify gives the client a message, unless its call is over.
-func (c *call) notify(method string, params json.RawMessage) {
+// notify gives the client a message, unless its call is over. Who reads the
+// call's own stream waits until it has been told. Who reads a stream that is
+// others' as well does not, but for a moment if there is much to tell: a client
+// that does not read must not hold up the others.
+func (c *call) notify(method string, params json.RawMessage, own bool) {
 	if c.from.Notify == nil {
 		return
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.over {
+	if own && !c.telling && !c.over {
+		c.telling = true
+		c.mu.Unlock()
 		c.from.Notify(method, params)
+		c.tell()
+		return
+	}
+	if !c.makeRoomLocked(len(params), own) {
+		c.mu.Unlock()
+		return
+	}
+	c.told = append(c.told, notice{method, params})
+	c.bytes += len(params)
+	begin := !c.telling
+	c.telling = true
+	c.mu.Unlock()
+	if begin {
+		go c.tell() // end waits for it
+	}
+}
+
+// makeRoomLocked waits for room for one more notice; false if there is none, or
+// the call is over. It lets go of the lock meanwhile.
+func (c *call) makeRoomLocked(size int, own bool) bool {
+	var late <-chan time.Time
+	for !c.over && len(c.told) > 0 && (len(c.told) >= maxTold || c.bytes+size > maxToldBytes) {
+		if c.deaf && !own {
+			return false
+		}
+		if late == nil && !own {
+			timer := time.NewTimer(toldWait)
+			defer timer.Stop()
+			late = timer.C
+		}
+		if c.room == nil {
+			c.room = make(chan struct{})
+		}
+		room := c.room
+		c.mu.Unlock()
+		select {
+		case <-room:
+			c.mu.Lock()
+		case <-late:
+			c.mu.Lock()
+			c.deaf = true
+		case <-c.ctx.Done():
+			c.mu.Lock()
+			return false
+		}
+	}
+	return !c.over
+}
+
+// tell gives the client what there is to tell.
+func (c *call) tell() {
+	for {
+		c.mu.Lock()
+		if c.room != nil {
+			close(c.room)
+			c.room = nil
+		}
+		if len(c.told) == 0 {
+			c.telling, c.deaf, c.told, c.bytes = false, false, nil, 0
+			if c.quiet != nil {
+				close(c.quiet)
+			}
+			c.mu.Unlock()
+			return
+		}
+		next := c.told[0]
+		c.told[0] = notice{}
+		c.told = c.told[1:]
+		c.bytes -= len(next.params)
+		c.mu.Unlock()
+		c.from.Notify(next.method, next.params)
 	}
 }
 
@@ -166,16 +276,19 @@ func (l *link) heard(c *call, method string, params json.RawMessage) {
 		l.connection.changed()
 	case notifyUpdated:
 		l.connection.updated(params)
+	case notifyCancelled:
+		l.withdraw(params)
 	case notifyProgress:
 		if about, restored := l.byToken(params); about != nil && (c == nil || c == about) {
-			about.notify(method, restored)
+			about.notify(method, restored, c != nil)
 		}
 	default:
-		if c == nil {
+		own := c != nil
+		if !own {
 			c = l.only()
 		}
 		if c != nil {
-			c.notify(method, params)
+			c.notify(method, params, own)
 			return
 		}
 		l.mu.Lock()
@@ -218,24 +331,79 @@ func (l *link) asked(c *call, id json.RawMessage, method string, params json.Raw
 	} else if !ok {
 		return
 	}
+	// Before the remote's next message is read, which may cancel it.
+	a := l.enter(c, id)
 	started := l.connection.session.spawn(func() {
 		defer c.asks.Done()
-		l.ask(c, id, method, params)
+		defer l.leave(a)
+		l.ask(a, c, method, params)
 	})
 	if !started {
+		l.leave(a)
 		c.asks.Done()
+	}
+}
+
+// ask is a remote's request while the client is being asked.
+type ask struct {
+	id     json.RawMessage
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// errWithdrawn is why the client is not asked any more.
+var errWithdrawn = errors.New("the remote has cancelled its request")
+
+func (l *link) enter(c *call, id json.RawMessage) *ask {
+	a := &ask{id: id}
+	a.ctx, a.cancel = context.WithCancelCause(c.ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asks == nil {
+		l.asks = map[string]*ask{}
+	}
+	l.asks[string(id)] = a
+	return a
+}
+
+func (l *link) leave(a *ask) {
+	a.cancel(nil)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asks[string(a.id)] == a {
+		delete(l.asks, string(a.id))
+	}
+}
+
+// withdraw ends the request that a remote does not want to be answered any more.
+func (l *link) withdraw(params json.RawMessage) {
+	got, err := rawjson.Get(params, "requestId")
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	a := l.asks[string(got[0])]
+	l.mu.Unlock()
+	if a != nil {
+		a.cancel(errWithdrawn)
 	}
 }
 
 const codeUnknownMethod = -32601
 
 // ask asks the client behind a call, and gives the remote its answer.
-func (l *link) ask(c *call, id json.RawMessage, method string, params json.RawMessage) {
+func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
 	c.patient.pause()
 	defer c.patient.resume()
-	ctx, cancel := context.WithTimeout(c.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(a.ctx, askTimeout)
 	defer cancel()
 	result, err := c.from.Ask(ctx, method, params)
+	if context.Cause(a.ctx) == errWithdrawn {
+		// "Receivers of cancellation notifications SHOULD … Not send a response for
+		// the cancelled request".
+		return
+	}
+	id := a.id
 	var body []byte
 	switch refusal, ok := errors.AsType[*ResponseError](err); {
 	case err == nil:

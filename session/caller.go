@@ -14,6 +14,8 @@ type Caller struct {
 	// Client tells this client from the principal's others; nil in the stateless
 	// era, where a request is all that there is. It must be comparable.
 	Client any
+	// Gone is closed before [Session.Leave] is called for the client; nil: never.
+	Gone <-chan struct{}
 	// Modern says that the client speaks protocol 2026-07-28 or newer.
 	Modern bool
 	// Capabilities is the object of what the client declares (MCP

@@ -52,6 +52,8 @@ type connection struct {
 	recalled     sync.Once // what was listed in an earlier run
 	memo         memo
 
+	leaving sync.WaitGroup // goodbyes that the session does not wait for; grows under mu, until takeLinks
+
 	mu         sync.Mutex // guards all below; never held over the network
 	epoch      int        // counts disconnects: what began before one does not count after it
 	link       *link      // nil: not connected
@@ -271,7 +273,7 @@ func (c *connection) drop(l *link, err error) {
 	}
 	c.unlinkLocked()
 	if _, owned := l.via.(*duplex); owned {
-		c.letGo(l)
+		c.letGoLocked(l)
 	}
 	if err == nil {
 		c.mu.Unlock()
@@ -463,7 +465,7 @@ func (c *connection) cancelled(l *link, id int64) {
 	if _, http := l.via.(*wire); http && l.modern {
 		return
 	}
-	body, err := appendRequest(nil, 0, "notifications/cancelled", fmt.Appendf(nil, `{"requestId":%d}`, id))
+	body, err := appendRequest(nil, 0, notifyCancelled, fmt.Appendf(nil, `{"requestId":%d}`, id))
 	if err == nil {
 		c.sendAside(l, body)
 	}
@@ -520,7 +522,7 @@ func (c *connection) list(a *attempt) {
 	if isLost(err) && c.link == a.link {
 		c.unlinkLocked()
 		if _, owned := a.link.via.(*duplex); owned {
-			c.letGo(a.link)
+			c.letGoLocked(a.link)
 		}
 	}
 	news := c.settleLocked(err)
@@ -538,6 +540,11 @@ func (c *connection) list(a *attempt) {
 	}
 	if err == nil && c.link == a.link {
 		c.listenLocked(a.link)
+		for _, s := range c.sides {
+			if s.link != nil {
+				c.listenLocked(s.link)
+			}
+		}
 	}
 	c.mu.Unlock()
 	// Before those who wait go on: they will look at what has changed.

@@ -295,6 +295,46 @@ func TestListening(t *testing.T) {
 	<-second.gone
 }
 
+// TestListeningUnacknowledged: a remote that never acknowledges what it is asked
+// to tell is told at once what else is wanted.
+func TestListeningUnacknowledged(t *testing.T) {
+	f := newModern(t)
+	asked := make(chan string, 10)
+	f.handle("subscriptions/listen", func(w http.ResponseWriter, r *http.Request, m received) {
+		var params struct {
+			Notifications struct {
+				URIs []string `json:"resourceSubscriptions"`
+			} `json:"notifications"`
+		}
+		if err := json.Unmarshal(m.Params, &params); err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		asked <- strings.Join(params.Notifications.URIs, " ")
+		<-r.Context().Done()
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	began := time.Now()
+	for _, want := range []string{"", "a:1", "a:1 a:2"} {
+		if got := <-asked; got != want {
+			t.Errorf("asked for %q, want %q", got, want)
+		}
+		impatient, cancel := context.WithCancel(t.Context())
+		if err := s.Connect(impatient, "notes"); err != nil {
+			t.Fatal(err)
+		}
+		cancel() // who subscribes would wait for the acknowledgement
+		if err := s.Subscribe(impatient, "notes", "a:"+fmt.Sprint(1+len(strings.Fields(want)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took > ackWait {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // asks is a legacy fake whose tool asks its caller's client, on the stream of
 // the call, and answers with what it was told.
 func asks(t testing.TB) *fake {
@@ -309,7 +349,7 @@ func asks(t testing.TB) *fake {
 	waiting := map[string]chan string{}
 	f.handle("", func(w http.ResponseWriter, _ *http.Request, m received) {
 		mu.Lock()
-		answered := waiting[m.Header.Get("Mcp-Session-Id")+string(m.ID)]
+		answered := waiting[m.Header.Get("Mcp-Session-Id")+" "+string(m.ID)]
 		mu.Unlock()
 		w.WriteHeader(http.StatusAccepted)
 		if answered != nil {
@@ -320,7 +360,7 @@ func asks(t testing.TB) *fake {
 	f.handle("tools/call", func(w http.ResponseWriter, r *http.Request, m received) {
 		id, answered := ids.Add(1), make(chan string, 1)
 		mu.Lock()
-		waiting[fmt.Sprint(m.Header.Get("Mcp-Session-Id"), id)] = answered
+		waiting[fmt.Sprint(m.Header.Get("Mcp-Session-Id"), " ", id)] = answered
 		mu.Unlock()
 		w.Header().Set("Content-Type", "text/event-stream")
 		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%d,\"method\":\"elicitation/create\",\"params\":{\"message\":\"who?\"}}\n\n", id)
@@ -385,6 +425,93 @@ func TestAskers(t *testing.T) {
 	if got, want := len(f.requests("DELETE")), len(f.requests("initialize")); got != want {
 		t.Errorf("%d of %d MCP sessions were ended", got, want)
 	}
+}
+
+// TestLateAsker: a call that is still on its way when its client leaves opens
+// nothing for it any more.
+func TestLateAsker(t *testing.T) {
+	f := asks(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	gone := make(chan struct{})
+	close(gone)
+	s.Leave("client")
+	_, err := s.Call(t.Context(), "notes", "tools/call", nil, &Caller{Client: "client", Gone: gone, Capabilities: json.RawMessage(`{"elicitation":{}}`)})
+	if !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	if n := len(f.requests("initialize")); n != 1 {
+		t.Errorf("%d MCP sessions were begun", n)
+	}
+}
+
+// TestManyAskers: more clients at once than links are kept get their answers,
+// and afterwards there are no more links than that.
+func TestManyAskers(t *testing.T) {
+	f := asks(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	const clients = maxSides + 6
+	var all, wg sync.WaitGroup
+	all.Add(clients)
+	for i := range clients {
+		from := &Caller{Client: i, Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+			all.Done()
+			all.Wait()
+			return json.RawMessage(`{"action":"accept"}`), nil
+		}}
+		wg.Go(func() {
+			if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	c := s.byName["notes"]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.sides); n > maxSides {
+		t.Errorf("%d links are kept", n)
+	}
+}
+
+// TestGoodbyeAtClose: who closes a session waits also for the goodbyes that began
+// while it was closing.
+func TestGoodbyeAtClose(t *testing.T) {
+	f := asks(t)
+	gate, said := make(chan struct{}), make(chan struct{}, 1)
+	f.handle("DELETE", func(w http.ResponseWriter, _ *http.Request, m received) {
+		if m.Header.Get("Mcp-Session-Id") == "s2" {
+			said <- struct{}{}
+			<-gate
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	from := &Caller{Client: "client", Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+		return json.RawMessage(`{"action":"accept"}`), nil
+	}}
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+		t.Fatal(err)
+	}
+	s.enter() // something is still under way
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	<-s.ctx.Done()
+	s.Leave("client")
+	<-said
+	s.wg.Done()
+	select {
+	case <-closed:
+		t.Error("closed while a goodbye was under way")
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(gate)
+	<-closed
 }
 
 // TestNotAskable: who has not declared it is not asked, and a person's silence is

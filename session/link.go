@@ -50,6 +50,7 @@ type link struct {
 
 	mu    sync.Mutex      // guards all below
 	calls map[int64]*call // in flight, by request id
+	asks  map[string]*ask // what the client is being asked, by the remote's request id
 	later func(method string, params json.RawMessage)
 }
 
@@ -326,10 +327,15 @@ func (l *link) heardBy(later func(string, json.RawMessage)) {
 }
 
 // sideOf returns the side link of a key, opening it if there is none; nil if
-// the session is closed.
+// the session is closed, or the client has left.
 func (c *connection) sideOf(key sideKey, from *Caller) *side {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	select {
+	case <-from.Gone:
+		return nil // Leave has been here, or waits for the lock
+	default:
+	}
 	if s := c.sides[key]; s != nil {
 		s.users++
 		if s.idle != nil {
@@ -415,6 +421,10 @@ func (c *connection) leaveSide(key sideKey, s *side) {
 	if s.users--; s.users > 0 || c.sides[key] != s {
 		return
 	}
+	if len(c.sides) > maxSides { // all of the others were in use when it was opened
+		c.closeSideLocked(key, s)
+		return
+	}
 	if s.idle == nil {
 		s.idle = time.AfterFunc(sideIdle, func() {
 			c.mu.Lock()
@@ -436,14 +446,14 @@ func (c *connection) closeSideLocked(key sideKey, s *side) {
 	}
 	if l := s.link; l != nil {
 		l.stop()
-		c.letGo(l)
+		c.letGoLocked(l)
 	}
 }
 
-// letGo says goodbye in the background.
-func (c *connection) letGo(l *link) {
+// letGoLocked says goodbye in the background.
+func (c *connection) letGoLocked(l *link) {
 	if !c.session.spawn(func() { c.goodbye(l) }) {
-		go c.goodbye(l) // the session is closing, and does not know this link any more
+		c.leaving.Go(func() { c.goodbye(l) }) // the session is closing
 	}
 }
 
@@ -458,7 +468,7 @@ func (c *connection) dropSide(l *link) {
 				s.idle.Stop()
 			}
 			l.stop()
-			c.letGo(l)
+			c.letGoLocked(l)
 		}
 	}
 }

@@ -182,15 +182,24 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		if err != nil {
 			return false
 		}
-		began := time.Now()
+		began, outdated := time.Now(), false
+		c.mu.Lock()
+		changed := c.listens.changed
+		c.mu.Unlock()
 		if next != nil {
 			timer := time.NewTimer(ackWait)
 			select {
 			case <-next.acked:
 			case <-next.done:
+			case <-changed:
+				outdated = true // and perhaps it never answers
 			case <-timer.C: // it may work all the same
 			}
 			timer.Stop()
+		}
+		if outdated {
+			next.end()
+			continue
 		}
 		if current != nil {
 			current.end()
@@ -202,9 +211,6 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		if current != nil {
 			done = current.done
 		}
-		c.mu.Lock()
-		changed := c.listens.changed
-		c.mu.Unlock()
 		select {
 		case <-l.ctx.Done():
 			return false

@@ -90,8 +90,10 @@ func (p *process) watch(c *connection, d *duplex, stdout, stderr io.ReadCloser, 
 		select {
 		case <-read:
 		case <-timer.C:
-			killGroup(p.cmd)
 		}
+		// What it has started, also where its output is somewhere else. The group's
+		// number is no other process's as long as there is any of them.
+		killGroup(p.cmd)
 		stdout.Close()
 		stderr.Close()
 	})
@@ -199,8 +201,8 @@ func (p *process) send(ctx context.Context, message []byte) error {
 	}
 }
 
-// close ends the program: its input ends, then it is told, then killed, with
-// all that it has started.
+// close ends the program: its input ends, then it is told, then killed. What it
+// has started is killed when it has ended.
 func (p *process) close(context.Context) {
 	p.closing.Do(func() {
 		p.stdin.Close()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,6 +82,12 @@ func runProgram(how string) {
 		return say(fmt.Sprint(answer.Action, answer.Content["x"]))
 	})
 	switch how {
+	case "leaves":
+		child := exec.Command("sleep", "1000") // with no output of ours
+		child.Start()
+		mcp.AddTool(server, &mcp.Tool{Name: "child"}, func(context.Context, *mcp.CallToolRequest, nothing) (*mcp.CallToolResult, any, error) {
+			return say(strconv.Itoa(child.Process.Pid))
+		})
 	case "noisy":
 		for i := range maxStderrRate + 100 {
 			if i == 30 {
@@ -287,6 +294,31 @@ func TestProgramEnds(t *testing.T) {
 	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+// TestProgramLeaves: what a program has started ends with it, also if the program
+// ends as it should and holds nothing open.
+func TestProgramLeaves(t *testing.T) {
+	p, _ := newPool(t, program(t, "leaves", "PATH="+os.Getenv("PATH")))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	pid := callText(t, s, "child", nil)
+	if !running(pid) {
+		t.Fatal("it has not been started")
+	}
+	p.Close()
+	for waited := time.Now(); running(pid); {
+		if stat, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil && strings.Contains(string(stat), ") Z ") {
+			break // it has ended, and nobody has asked how
+		}
+		if time.Since(waited) > 5*time.Second {
+			t.Fatal("it is still there")
+		}
+		runtime.Gosched()
 	}
 }
 

@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	notifyProgress = "notifications/progress"
-	notifyMessage  = "notifications/message"
+	notifyProgress  = "notifications/progress"
+	notifyCancelled = "notifications/cancelled"
+	notifyMessage   = "notifications/message"
 )
 
 // remint replaces the progress token in a request's params by the request's own

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func TestRemint(t *testing.T) {
@@ -77,6 +78,90 @@ func TestProgress(t *testing.T) {
 			t.Errorf("the remote got %s twice", token)
 		} else {
 			seen[token] = true
+		}
+	}
+}
+
+// TestSlowClient: a client that does not read holds up nobody else on a stream
+// that is many clients', however much there is to tell it; and what it reads it
+// reads in order, and before the result.
+func TestSlowClient(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	type waiting struct {
+		token  string
+		answer chan struct{}
+	}
+	calls := make(chan waiting)
+	f.handle("tools/call", func(w http.ResponseWriter, r *http.Request, m received) {
+		var params struct {
+			Meta struct{ ProgressToken json.RawMessage } `json:"_meta"`
+		}
+		if err := json.Unmarshal(m.Params, &params); err != nil {
+			t.Error(err)
+		}
+		call := waiting{string(params.Meta.ProgressToken), make(chan struct{})}
+		calls <- call
+		select {
+		case <-call.answer:
+			answer(w, m, `{}`)
+		case <-r.Context().Done():
+		}
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	var running sync.WaitGroup
+	call := func(notify func(params string)) waiting {
+		running.Go(func() {
+			_, err := s.Call(t.Context(), "notes", "tools/call", json.RawMessage(`{"_meta":{"progressToken":"t"}}`),
+				&Caller{Notify: func(_ string, params json.RawMessage) { notify(string(params)) }})
+			if err != nil {
+				t.Error(err)
+			}
+			notify("the result")
+		})
+		return <-calls
+	}
+	var slowRead []string // the last is the result
+	stuck, goOn := make(chan struct{}, 1000), make(chan struct{})
+	read := sync.OnceFunc(func() { close(goOn) })
+	defer read()
+	slow := call(func(params string) {
+		stuck <- struct{}{}
+		<-goOn
+		slowRead = append(slowRead, params)
+	})
+	quickRead := make(chan string, 10)
+	quick := call(func(params string) { quickRead <- params })
+	progress := func(c waiting, n int) {
+		say <- fmt.Sprintf(`"method":"notifications/progress","params":{"progressToken":%s,"progress":%d}`, c.token, n)
+	}
+	progress(slow, 0)
+	<-stuck
+	for _, many := range []int{3, 2 * maxTold} { // some, and more than waits for anybody
+		for n := range many {
+			progress(slow, n+1)
+		}
+		progress(quick, many)
+		select {
+		case got := <-quickRead:
+			if want := fmt.Sprintf(`{"progressToken":"t","progress":%d}`, many); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the one that reads waits for the one that does not")
+		}
+	}
+	close(slow.answer)
+	close(quick.answer)
+	read()
+	running.Wait()
+	if n := len(slowRead); n < maxTold || slowRead[n-1] != "the result" {
+		t.Fatalf("the slow one has read %d messages, the last of them %q", n, slowRead[max(n, 1)-1])
+	}
+	for i, want := range []string{"0", "1", "2", "3", "1", "2"} {
+		if got := slowRead[i]; got != `{"progressToken":"t","progress":`+want+`}` {
+			t.Errorf("message %d is %s, want progress %s", i, got, want)
 		}
 	}
 }

@@ -235,6 +235,7 @@ func (s *Session) close(ctx context.Context) {
 			for _, l := range c.takeLinks() {
 				farewells.Go(func() { s.pool.farewell(ctx, func() { l.via.end(ctx, l.header) }) })
 			}
+			farewells.Go(c.leaving.Wait)
 		}
 		farewells.Wait()
 	})

@@ -55,7 +55,7 @@ func (c *connection) listen(l *link) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		l.listening, l.silent = false, l.silent || silent
-		if l.relisten && c.link == l {
+		if l.relisten && l.ctx.Err() == nil {
 			c.listenLocked(l)
 		}
 	}()

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -227,6 +228,36 @@ func TestStreamAfterSignIn(t *testing.T) {
 	}
 	if challenges, _ := d.count(); challenges != 0 {
 		t.Errorf("the stream asked for a sign-in %d times", challenges)
+	}
+}
+
+// TestSideStreamAfterSignIn: so is that of a client's own link.
+func TestSideStreamAfterSignIn(t *testing.T) {
+	f, _, _, opened := streaming(t)
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.Header().Set("Mcp-Session-Id", fmt.Sprint("s", len(f.requests("initialize"))))
+		answer(w, m, strings.Replace(initialized, `{"tools":{}}`, changing, 1))
+	})
+	d := &door{remote: "notes"}
+	f.protect("T", "GET")
+	r := newRemoteFor(t, "notes", f.URL)
+	r.Authorizer = func(auth.Principal) Authorizer { return d }
+	s := open(t, r)
+	settled(t, s)
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, &Caller{Client: "c", Capabilities: json.RawMessage(`{"sampling":{}}`)}); err != nil {
+		t.Fatal(err)
+	}
+	d.signIn("T")
+	if err := s.Connect(t.Context(), "notes"); err != nil {
+		t.Fatal(err)
+	}
+	for on := map[string]bool{}; len(on) < 2; {
+		select {
+		case header := <-opened:
+			on[header.Get("Mcp-Session-Id")] = true
+		case <-time.After(5 * time.Second):
+			t.Fatalf("streams are open for %v only", on)
+		}
 	}
 }
 

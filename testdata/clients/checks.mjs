@@ -124,9 +124,32 @@ export async function signIn(who, client, call = { name: 'notes_add_note', argum
 
 // browse opens a sign-in link as a person with the demo's password does.
 export async function browse(link) {
+  const { response, page } = await walk(link, fields => fields.set('action', 'signin'));
+  assert.ok(response?.status === 200 && page.includes('You are signed in'), `the sign-in ended at ${response?.status}: ${page}`);
+}
+
+// logIn goes where a provider's login leads this user, up to a URL that begins
+// with stop, which it returns without asking for it; without stop, to the end.
+export async function logIn(link, user, stop) {
+  const { url, response, page } = await walk(
+    link,
+    fields => {
+      fields.set('username', user);
+      fields.set('password', user);
+    },
+    stop,
+  );
+  assert.ok(stop ? !response : response.status === 200, `the login ended at ${response?.status}: ${page}`);
+  return url;
+}
+
+// walk is a browser without scripts: it keeps cookies, follows redirects, and
+// posts each form that asks for a password.
+async function walk(link, fill, stop) {
   const jar = new Map(); // by host and port
   let request = { url: link, init: {} };
   for (let hop = 0; hop < 20; hop++) {
+    if (stop && request.url.startsWith(stop)) return { url: request.url };
     const host = new URL(request.url).host;
     const cookies = [...(jar.get(host) ?? new Map())].map(([name, value]) => `${name}=${value}`).join('; ');
     const response = await fetch(request.url, {
@@ -145,17 +168,17 @@ export async function browse(link) {
     }
     const form = /<form method="post" action="([^"]*)"/.exec(page);
     if (form && page.includes('type="password"')) {
-      const fields = new URLSearchParams({ action: 'signin' });
+      const fields = new URLSearchParams();
       for (const [, input] of page.matchAll(/<input ([^>]*)>/g)) {
         fields.set(/name="([^"]*)"/.exec(input)[1], /value="([^"]*)"/.exec(input)?.[1] ?? '');
       }
+      fill(fields);
       request = { url: new URL(form[1], request.url).href, init: { method: 'POST', body: fields } };
       continue;
     }
-    assert.ok(response.status === 200 && page.includes('You are signed in'), `the sign-in ended at ${response.status}: ${page}`);
-    return;
+    return { url: request.url, response, page };
   }
-  assert.fail('the sign-in went in circles');
+  assert.fail('the login went in circles');
 }
 
 export function finish() {
