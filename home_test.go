@@ -56,10 +56,10 @@ func TestStatusPage(t *testing.T) {
 					t.Errorf("the page does not say %q: %s", want, said)
 				}
 			}
-			run(chromedp.Click(chromedp.CSS("li:first-child button")), chromedp.WaitVisible(chromedp.CSS("main.ok")),
+			run(chromedp.Click(chromedp.CSS(".remotes > li:first-child button")), chromedp.WaitVisible(chromedp.CSS("main.ok")),
 				chromedp.Click(chromedp.CSS("footer a")), chromedp.WaitVisible(chromedp.CSS("li button.quiet")))
 			screenshot(t, browser, "status-"+look.name)
-			if said := text(t, browser, "li:first-child"); !regexp.MustCompile(`Connected, 3 tools[\s\S]*Notes<b>server</b>`).MatchString(said) || !strings.Contains(said, w.as.Issuer()) {
+			if said := text(t, browser, ".remotes > li:first-child"); !regexp.MustCompile(`Connected, 3 tools[\s\S]*Notes<b>server</b>`).MatchString(said) || !strings.Contains(said, w.as.Issuer()) {
 				t.Errorf("signed in, the page says %s", said)
 			}
 			run(chromedp.Click(chromedp.CSS("summary")), chromedp.Click(chromedp.CSS("details button")), chromedp.WaitVisible(chromedp.CSS("[role=status]")))

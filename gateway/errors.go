@@ -247,7 +247,7 @@ func renderPage(err error, log *slog.Logger) problem {
 	case errors.Is(err, auth.ErrIssuerMismatch):
 		return problem{http.StatusBadRequest, "Sign-in refused", "The answer came from another authorization server than the one that you were sent to. Nothing was stored." + again}
 	case errors.Is(err, auth.ErrDenied):
-		return problem{http.StatusBadRequest, "Access was not granted", "The authorization server did not grant access: you or it said no." + again}
+		return problem{http.StatusBadRequest, "Access was not granted", "The authorization server did not grant access: you or it said no. Nothing was stored."}
 	case errors.Is(err, auth.ErrExchange):
 		return problem{http.StatusBadRequest, "Sign-in failed", "The authorization server did not hand out a token for this sign-in. The gateway's log says why." + again}
 	case errors.Is(err, errForeignPage):

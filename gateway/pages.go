@@ -33,16 +33,17 @@ var pageTemplate = template.Must(template.Must(template.New("page").Parse(styleH
 // pageData is one page. It never holds anything that a provider or the request
 // wrote, except the configured remote's name.
 type pageData struct {
-	Title string
-	Say   string
-	OK    bool
-	Facts [][2]string // what the person should compare, as label and value
-	Note  string      // below the facts; empty: none
-	Ask   string      // of the button that posts to the page's own URL; empty: none
-	All   string      // of another one, which goes on with the other remotes afterwards; empty: none
-	Token string      // of that form
-	Again string      // a path to log in at; empty: none
-	Home  bool        // there is a status page to go to; writePage's
+	Title    string
+	Say      string
+	OK       bool
+	Facts    [][2]string // what the person should compare, as label and value
+	Note     string      // below the facts; empty: none
+	Ask      string      // of the button that posts to the page's own URL; empty: none
+	All      string      // of another one, which goes on with the other remotes afterwards; empty: none
+	Token    string      // of that form
+	Again    string      // where a link below all leads, and what it says; empty: none
+	AgainSay string
+	Home     bool // there is a status page to go to; writePage's
 
 	// Waiting are the other remotes that need a sign-in, by who will ask for it.
 	Waiting []waitingAt
@@ -75,8 +76,17 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 		problem := renderPage(err, g.log)
 		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
 		data := pageData{Title: problem.title, Say: problem.say}
+		if denied, ok := errors.AsType[*deniedError](err); ok {
+			data.Again, data.AgainSay = denied.link, "Try again"
+		}
+		if g.users && errors.Is(err, auth.ErrNotLoggedIn) {
+			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(r.URL.EscapedPath()), "Log in"
+		}
 		if g.users && errors.Is(err, auth.ErrWrongPerson) {
-			data.Again = loginPath + "?anew&to=" + url.QueryEscape(r.URL.EscapedPath())
+			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(r.URL.EscapedPath()), "Log in with another account"
+			if who, err := g.visitor(r); err == nil {
+				data.Facts = [][2]string{{"Your account here", cmp.Or(who.account, who.principal.Subject)}}
+			}
 		}
 		g.writePage(w, problem.status, data)
 	}
@@ -192,7 +202,7 @@ func (g *Gateway) consentPage(flow *auth.FlowInfo, who visitor, tour bool) (page
 	if name == auth.LoginRemote {
 		name = "the gateway itself"
 	}
-	scopes := strings.Join(flow.Scopes, " ")
+	scopes := strings.Join(flow.Scopes, "\n")
 	if scopes == "" {
 		scopes = "what the server gives by default"
 	}
@@ -208,7 +218,10 @@ func (g *Gateway) consentPage(flow *auth.FlowInfo, who visitor, tour bool) (page
 		}
 	}
 	if g.users {
-		page.Say = "Your assistant asked for this. After you have signed in, it may use " + name + " with the account that you choose there."
+		page.Say = "After you have signed in, your assistants may use " + name + " with the account that you choose there."
+		if flow.Client != "" {
+			page.Say = "Your assistant asked for this. After you have signed in, it may use " + name + " with the account that you choose there."
+		}
 		fact("Your account here", cmp.Or(who.account, who.principal.Subject))
 	}
 	fact("Remote", name)
@@ -286,6 +299,9 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
+		if errors.Is(err, auth.ErrDenied) && finished != nil {
+			return &deniedError{err, connectLink(finished)}
+		}
 		return err
 	}
 	if finished.Again != nil {
@@ -303,6 +319,25 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	}
 	http.Redirect(w, r, "/connect/"+url.PathEscape(finished.FlowID), http.StatusSeeOther)
 	return nil
+}
+
+// deniedError is an [auth.ErrDenied] that leaves the link good for another try.
+// Its browser is the one that began, and its user the link's: only they get here.
+type deniedError struct {
+	err  error
+	link string
+}
+
+func (e *deniedError) Error() string { return e.err.Error() }
+func (e *deniedError) Unwrap() error { return e.err }
+
+// connectLink is the path of a sign-in's own page.
+func connectLink(f *auth.Finished) string {
+	link := "/connect/" + url.PathEscape(f.FlowID)
+	if f.Tour {
+		link += "?" + tourParameter
+	}
+	return link
 }
 
 // mayCallBack counts a callback, and refuses those that are too many.

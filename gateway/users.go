@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -251,6 +252,9 @@ func (g *Gateway) serveLoginCallback(w http.ResponseWriter, r *http.Request) err
 	in, err := g.auth.FinishLogin(r.Context(), auth.Callback{Query: query, Cookie: cookiesOf(r)})
 	if err != nil {
 		g.record(r.Context(), slog.LevelWarn, eventLoginRefused, auth.Principal{}, slog.String("why", whyRefused(err)))
+		if errors.Is(err, auth.ErrDenied) {
+			return &deniedError{err, loginPath}
+		}
 		return err
 	}
 	g.record(r.Context(), slog.LevelInfo, eventLogin, in.Principal, slog.String("account", in.Account))
@@ -276,7 +280,7 @@ func (g *Gateway) serveLogout(w http.ResponseWriter, r *http.Request) error {
 	}
 	g.setCookie(w, name)
 	g.record(r.Context(), slog.LevelInfo, eventLogout, who.principal)
-	g.writePage(w, http.StatusOK, pageData{OK: true, Title: "You are logged out", Again: loginPath + "?anew",
+	g.writePage(w, http.StatusOK, pageData{OK: true, Title: "You are logged out", Again: loginPath + "?anew", AgainSay: "Log in",
 		Say: "This browser is logged out of the gateway. Your assistants keep working: to end what they use, log in and sign out of everything."})
 	return nil
 }
