@@ -139,7 +139,7 @@ func TestRootsAreReadAgain(t *testing.T) {
 		if !r.Get().Equal(system) {
 			t.Error("it trusts something else")
 		}
-		if r.Get() != r.Get() {
+		if pool := r.Get(); pool != r.Get() {
 			t.Error("another pool without a change")
 		}
 	}
