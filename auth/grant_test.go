@@ -273,6 +273,35 @@ func TestOutageKeepsTheGrant(t *testing.T) {
 	}
 }
 
+// Dex says invalid_request to a refresh token that it has seen before: there is
+// nothing to be had for it, and a link is due, without the server being asked on.
+func TestReplayedRefreshTokenAtDex(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	w.p.set(func() {
+		w.p.token = grab(http.StatusBadRequest, "application/json", `{"error":"invalid_request","error_description":"Refresh token is invalid or has already been claimed by another client."}`)
+	})
+	w.clock.Advance(2 * time.Hour)
+	if token := w.token(auth.Local, "r0"); token != "" {
+		t.Fatal("an expired token was handed out")
+	}
+	asked := w.p.count(&w.p.refreshes)
+	if link := w.link(auth.Local, "r0"); link.Reason != auth.ReasonExpired {
+		t.Errorf("reason %q", link.Reason)
+	}
+	for range 20 {
+		w.token(auth.Local, "r0")
+	}
+	if n := w.p.count(&w.p.refreshes); n != asked {
+		t.Errorf("asked %d times more", n-asked)
+	}
+	w.p.set(func() { w.p.token = nil })
+	w.signIn(auth.Local, "r0")
+	if w.token(auth.Local, "r0") == "" {
+		t.Error("no token after the new sign-in")
+	}
+}
+
 // The authorization server disowns the client: the grant is not refreshed with
 // another one, and the next link brings a new registration.
 func TestDisownedClientAtRefresh(t *testing.T) {

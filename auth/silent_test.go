@@ -531,3 +531,21 @@ func TestNewRefusesSources(t *testing.T) {
 		}
 	}
 }
+
+// The login's access token in the place of its ID token, where the config says so.
+func TestAccessTokenAsSubject(t *testing.T) {
+	o := newOffice(t, func(o *office, c *auth.Config) {
+		// Access tokens that say whom they are for.
+		o.idp.Set(func(k *authtest.ASKnobs) { k.Audiences = []string{"files", "wiki"} })
+		o.wiki.Set(func(k *authtest.RemoteKnobs) { k.Audience = "wiki" })
+		c.Remotes[0].SubjectTokenType, c.Remotes[1].SubjectTokenType = exchange.TypeAccessToken, exchange.TypeAccessToken
+		c.Remotes[1].Audience = "wiki"
+	})
+	o.loggedIn(alice)
+	o.works(alice, "files")
+	forwarded := o.works(alice, "wiki")
+	last := o.idp.Requests(authtest.EndpointToken)[o.idp.Count(authtest.EndpointToken)-1].Form
+	if last.Get("subject_token_type") != exchange.TypeAccessToken || last.Get("subject_token") != forwarded {
+		t.Errorf("exchanged a %s, and forwarded another", last.Get("subject_token_type"))
+	}
+}
