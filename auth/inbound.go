@@ -42,7 +42,7 @@ const (
 	jwtKept      = 5 * time.Minute // for which a verified JWT is not verified again
 	opaqueKept   = 10 * time.Second
 	clocksDiffer = time.Minute // by which the provider's clock may be ahead
-	maxKnown     = 10_000      // tokens
+	maxKnown     = 10_000      // tokens, of each kind
 	introspectIn = 10 * time.Second
 )
 
@@ -54,7 +54,14 @@ var signatures = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 type inbound struct {
 	asking singleflight.Group // one look at the same token at a time
 
-	mu           sync.Mutex // guards what follows
+	mu sync.Mutex // guards both
+	// Apart, so that who makes tokens up does not drive out those that are good.
+	accepted, refused generations
+}
+
+// generations are the tokens of late, by their hashes: of two generations the
+// older goes when the younger is full.
+type generations struct {
 	young, older map[[sha256.Size]byte]seenBearer
 }
 
@@ -360,13 +367,10 @@ func (b *Broker) askAbout(ctx context.Context, at string, meta *serverMetadata, 
 func (i *inbound) seen(sum [sha256.Size]byte, now time.Time) (seenBearer, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	seen, ok := i.young[sum]
-	if !ok {
-		if seen, ok = i.older[sum]; ok {
-			i.putLocked(sum, seen)
-		}
+	if seen, ok := i.accepted.get(sum, now); ok {
+		return seen, true
 	}
-	return seen, ok && now.Before(seen.until)
+	return i.refused.get(sum, now)
 }
 
 func (i *inbound) keep(sum [sha256.Size]byte, seen seenBearer) {
@@ -375,14 +379,26 @@ func (i *inbound) keep(sum [sha256.Size]byte, seen seenBearer) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.putLocked(sum, seen)
+	if seen.err != nil {
+		i.refused.put(sum, seen)
+	} else {
+		i.accepted.put(sum, seen)
+	}
 }
 
-// putLocked keeps the tokens of late: of two generations the older goes when
-// the younger is full.
-func (i *inbound) putLocked(sum [sha256.Size]byte, seen seenBearer) {
-	if i.young == nil || len(i.young) >= maxKnown/2 {
-		i.older, i.young = i.young, make(map[[sha256.Size]byte]seenBearer)
+func (g *generations) get(sum [sha256.Size]byte, now time.Time) (seenBearer, bool) {
+	seen, ok := g.young[sum]
+	if !ok {
+		if seen, ok = g.older[sum]; ok && now.Before(seen.until) {
+			g.put(sum, seen)
+		}
 	}
-	i.young[sum] = seen
+	return seen, ok && now.Before(seen.until)
+}
+
+func (g *generations) put(sum [sha256.Size]byte, seen seenBearer) {
+	if g.young == nil || len(g.young) >= maxKnown/2 {
+		g.older, g.young = g.young, make(map[[sha256.Size]byte]seenBearer)
+	}
+	g.young[sum] = seen
 }

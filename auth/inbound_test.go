@@ -156,6 +156,24 @@ func TestIntrospection(t *testing.T) {
 	}
 }
 
+// Who makes tokens up does not make the gateway forget those that are good.
+func TestMadeUpTokens(t *testing.T) {
+	o := newUsers(t, nil)
+	good := o.idp.Mint("alice", gatewayURL)
+	o.accepts(good)
+	asked := o.idp.Count(authtest.EndpointIntrospect)
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = authtest.Answer(200, "application/json", `{"active":false}`) })
+	for i := range 11_000 {
+		if _, err := o.Authenticate(t.Context(), fmt.Sprint("made-up-", i)); !errors.Is(err, auth.ErrBearer) {
+			t.Fatal(err)
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointIntrospect) - asked; n != 11_000 {
+		t.Errorf("asked %d times", n)
+	}
+	o.accepts(good)
+}
+
 func TestIdentityClaims(t *testing.T) {
 	o := newUsers(t, func(_ *office, c *auth.Config) { c.Login.IdentityClaims = []string{"tenant", "oid"} })
 	who := func(claims map[string]any) auth.Principal {
@@ -453,6 +471,30 @@ func FuzzAuthenticate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		if _, err := o.Authenticate(t.Context(), token); !errors.Is(err, auth.ErrBearer) {
 			t.Errorf("accepted %q: %v", token, err)
+		}
+	})
+}
+
+func BenchmarkAuthenticate(b *testing.B) {
+	o := newUsers(b, nil)
+	b.Run("known", func(b *testing.B) {
+		token := o.idp.JWTFor("alice", gatewayURL, nil)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := o.Authenticate(b.Context(), token); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("unknown", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			b.StopTimer()
+			token := o.idp.JWTFor("alice", gatewayURL, nil)
+			b.StartTimer()
+			if _, err := o.Authenticate(b.Context(), token); err != nil {
+				b.Fatal(err)
+			}
 		}
 	})
 }
