@@ -199,6 +199,7 @@ func TestCallBringsItBack(t *testing.T) {
 		for _, s := range sessions {
 			settled(t, s)
 		}
+		synctest.Wait() // until all connections are idle
 		n.down.Store(true)
 		p.remotes[0].client.CloseIdleConnections()
 		for _, s := range sessions {
