@@ -317,7 +317,7 @@ func TestCompanyProvider(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	listen := "127.0.0.1:" + freePort(t)
+	listen := "127.0.0.1:" + authtest.FreePort(t)
 	company := startPeer(t, "jwt", []string{"NODE_EXTRA_CA_CERTS=" + ca}, peerClient{
 		ID: "gatehouse", Secret: gatewaySecret, RedirectURIs: []string{"http://" + listen + "/login/callback"},
 		Responses: []string{"code"}, Grants: []string{"authorization_code", "refresh_token"},

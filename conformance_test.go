@@ -1,11 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httputil"
@@ -127,12 +128,6 @@ func listOnce(ctx context.Context, gateway string) error {
 
 // driveGateway starts the gateway in front of the suite's server.
 func driveGateway(ctx context.Context, server string) (endpoint string, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
 	dir, err := os.MkdirTemp("", "conformance")
 	if err != nil {
 		return "", nil, err
@@ -142,7 +137,7 @@ func driveGateway(ctx context.Context, server string) (endpoint string, stop fun
 		os.RemoveAll(dir)
 		return "", nil, err
 	}
-	settings["listen"], settings["publicUrl"], settings["sessions"] = "localhost:"+port, "http://localhost:"+port, "shared"
+	settings["listen"], settings["sessions"] = "localhost:0", "shared"
 	settings["oauth"] = map[string]any{"clientMetadataUrl": "https://conformance-test.local/client-metadata.json"}
 	config, err := json.Marshal(map[string]any{
 		"mcpServers": map[string]any{"r": map[string]any{"url": server, "prefix": "", "auth": auth}},
@@ -155,30 +150,41 @@ func driveGateway(ctx context.Context, server string) (endpoint string, stop fun
 	if err := os.WriteFile(file, config, 0o600); err != nil {
 		return "", nil, err
 	}
-	gw := exec.CommandContext(ctx, "gatehouse", "serve", "--config", file, "--log-level", "debug")
-	gw.Stderr = os.Stderr
+	gw := exec.CommandContext(ctx, "gatehouse", "serve", "--config", file, "--log-level", "debug", "--log-format", "json")
+	log, err := gw.StderrPipe()
+	if err != nil {
+		return "", nil, err
+	}
 	if err := gw.Start(); err != nil {
 		return "", nil, err
 	}
+	// The log goes on to the suite; the line that says where it serves, here too.
+	serving, logged := make(chan string, 1), make(chan struct{})
+	go func() {
+		defer close(logged)
+		defer close(serving)
+		lines := bufio.NewScanner(log)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			fmt.Fprintln(os.Stderr, lines.Text())
+			var line struct{ Msg, URL string }
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving MCP over HTTP" {
+				serving <- line.URL
+			}
+		}
+	}()
 	stop = func() {
 		gw.Process.Signal(os.Interrupt)
+		<-logged
 		gw.Wait()
 		os.RemoveAll(dir)
 	}
-	base := &url.URL{Scheme: "http", Host: "localhost:" + port}
-	for ctx.Err() == nil {
-		resp, err := http.Get(base.String() + "/readyz")
-		if err == nil {
-			resp.Body.Close()
-			return base.String() + "/mcp", stop, nil
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
+	endpoint, ok := <-serving
+	if !ok {
+		stop()
+		return "", nil, errors.New("the gateway ended before it served")
 	}
-	stop()
-	return "", nil, ctx.Err()
+	return endpoint, stop, nil
 }
 
 // driveAuth is the auth of the remote and the settings of the gateway that a

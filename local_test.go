@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path"
@@ -23,13 +22,7 @@ import (
 // onPort is a config whose pages are on a port of the test's own.
 func onPort(t *testing.T, remotes ...string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return config(fmt.Sprintf(`{"oauth": {"callbackPort": %s}}`, port), remotes...)
+	return config(fmt.Sprintf(`{"oauth": {"callbackPort": %s}}`, authtest.FreePort(t)), remotes...)
 }
 
 func stdioClient(t *testing.T, p *process) *authtest.Client {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -39,18 +38,6 @@ func startOIDCProvider(t *testing.T, resource, exchange string) (issuer string) 
 	return startNode(t, "oidc-provider.mjs", nil, args...)
 }
 
-// freePort is one of 127.0.0.1 that nobody listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 // startNode starts a provider of testdata/peers on any port, its first argument,
 // and returns its issuer. Without npm oidc-provider the test is skipped.
 func startNode(t *testing.T, name string, env []string, args ...string) (issuer string) {
@@ -62,7 +49,7 @@ func startNode(t *testing.T, name string, env []string, args ...string) (issuer 
 	if _, err := os.Stat(filepath.Join(modules, "oidc-provider")); err != nil {
 		t.Skip("npm oidc-provider is not installed in .cache/peers: the tests with it are skipped")
 	}
-	port := freePort(t)
+	port := authtest.FreePort(t)
 	// Node looks for packages beside the script.
 	script := filepath.Join(".cache", "peers", name)
 	source, err := os.ReadFile(filepath.Join("testdata", "peers", name))

@@ -4,9 +4,11 @@ import (
 	"encoding/pem"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 )
 
@@ -36,4 +38,21 @@ func startServer(t testing.TB, h http.Handler, addr string, tls bool) (s *httpte
 		s.Close()
 	})
 	return s, ca
+}
+
+// FreePort is a port of 127.0.0.1 that nobody listens on, for a program that
+// must be told one. It is below those that the system gives to outgoing
+// connections, so that none of them takes it before the program listens.
+func FreePort(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		port := strconv.Itoa(15000 + rand.IntN(17000))
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port))
+		if err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port of 127.0.0.1 is free")
+	return ""
 }
