@@ -29,64 +29,94 @@ func (p *provider) drop(redeemed bool) func(http.ResponseWriter, *http.Request) 
 }
 
 // After a lost answer: the old access token while it lives, then the same
-// refresh token once more, then what the server says to it.
+// refresh token once more, then what the server says to it. So it is with every
+// store, and for those whose sign-ins end with their session.
 func TestLostAnswer(t *testing.T) {
-	for _, tt := range []struct {
-		name                string
-		redeemed, forgiving bool
-		survives            bool
-	}{
-		{"never redeemed", false, false, true},
-		{"redeemed, forgiving server", true, true, true},
-		{"redeemed, strict server", true, false, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
+	session := auth.SessionPrincipal("7f1b7c1e-0000-4000-8000-000000000001")
+	for where, begin := range map[string]func(t *testing.T) (w, other *world, p auth.Principal){
+		"file": func(t *testing.T) (*world, *world, auth.Principal) {
 			w := newFileWorld(t, 1)
-			w.p.set(func() { w.p.rotate, w.p.forgiving = true, tt.forgiving })
-			w.signIn(auth.Local, "r0")
-			first := w.token(auth.Local, "r0")
-			w.p.set(func() { w.p.token = w.p.drop(tt.redeemed) })
-			w.clock.Advance(56 * time.Minute)
-			w.token(auth.Local, "r0")
-			eventually(t, "the refresh without an answer", func() bool { return logLines(w.world, "refresh failed") == 1 })
-			w.p.set(func() { w.p.token = nil })
+			return w.world, w.elsewhere().world, auth.Local
+		},
+		"memory": func(t *testing.T) (*world, *world, auth.Principal) {
+			w := newWorld(t, 1, nil)
+			return w, w, auth.Local
+		},
+		"file, session": func(t *testing.T) (*world, *world, auth.Principal) {
+			w := newFileWorld(t, 1).world
+			return w, w, session
+		},
+	} {
+		for _, tt := range []lostAnswer{
+			{"never redeemed", false, false, true},
+			{"redeemed, forgiving server", true, true, true},
+			{"redeemed, strict server", true, false, false},
+		} {
+			t.Run(where+", "+tt.name, func(t *testing.T) {
+				w, other, p := begin(t)
+				tt.run(w, other, p)
+			})
+		}
+	}
+}
 
-			// While the token lives nothing is risked, here or elsewhere.
-			other := w.elsewhere()
-			for range 3 {
-				w.clock.Advance(time.Minute)
-				if w.token(auth.Local, "r0") != first || other.token(auth.Local, "r0") != first {
-					t.Fatal("the token that lives is not used")
-				}
-			}
-			if n := w.p.count(&w.p.refreshes); n != 1 {
-				t.Fatalf("%d refreshes while the token lives, want 1", n)
-			}
-			w.clock.Advance(2 * time.Minute) // it has expired
-			got := other.token(auth.Local, "r0")
-			if (got != "") != tt.survives || got == first {
-				t.Fatalf("token %q", got)
-			}
-			if again := w.token(auth.Local, "r0"); again != got {
-				t.Errorf("here %q, elsewhere %q", again, got)
-			}
-			if n := w.p.count(&w.p.refreshes); n != 2 {
-				t.Errorf("%d refreshes, want 2", n)
-			}
-			if tt.survives {
-				w.clock.Advance(2 * time.Hour)
-				if next := w.token(auth.Local, "r0"); next == "" || next == got {
-					t.Errorf("the refresh after it: %q", next)
-				}
-				return
-			}
-			if required := w.link(auth.Local, "r0"); required.Reason != auth.ReasonExpired {
-				t.Errorf("reason %q", required.Reason)
-			}
-			if n := w.p.count(&w.p.refreshes); n != 2 {
-				t.Errorf("%d refreshes after the end, want 2", n)
-			}
-		})
+type lostAnswer struct {
+	name                string
+	redeemed, forgiving bool
+	survives            bool
+}
+
+func (l lostAnswer) run(w, other *world, p auth.Principal) {
+	t := w.t
+	w.p.set(func() { w.p.rotate, w.p.forgiving = true, l.forgiving })
+	w.signIn(p, "r0")
+	first := w.token(p, "r0")
+	w.p.set(func() { w.p.token = w.p.drop(l.redeemed) })
+	w.clock.Advance(56 * time.Minute)
+	w.token(p, "r0")
+	eventually(t, "the refresh without an answer", func() bool { return logLines(w, "refresh failed") == 1 })
+	w.p.set(func() { w.p.token = nil })
+
+	// While the token lives nothing is risked, here or elsewhere.
+	for range 3 {
+		w.clock.Advance(time.Minute)
+		if w.token(p, "r0") != first || other.token(p, "r0") != first {
+			t.Fatal("the token that lives is not used")
+		}
+	}
+	if n := w.p.count(&w.p.refreshes); n != 1 {
+		t.Fatalf("%d refreshes while the token lives, want 1", n)
+	}
+	w.clock.Advance(2 * time.Minute) // it has expired
+	got := ""
+	eventually(t, "an answer", func() bool { // a call may still wait for the refresh that has failed
+		token, err := other.Authorizer(p, "r0").Token(t.Context())
+		if token != nil {
+			got = token.AccessToken
+		}
+		return err == nil
+	})
+	if (got != "") != l.survives || got == first {
+		t.Fatalf("token %q", got)
+	}
+	if again := w.token(p, "r0"); again != got {
+		t.Errorf("here %q, elsewhere %q", again, got)
+	}
+	if n := w.p.count(&w.p.refreshes); n != 2 {
+		t.Errorf("%d refreshes, want 2", n)
+	}
+	if l.survives {
+		w.clock.Advance(2 * time.Hour)
+		if next := w.token(p, "r0"); next == "" || next == got {
+			t.Errorf("the refresh after it: %q", next)
+		}
+		return
+	}
+	if required := w.link(p, "r0"); required.Reason != auth.ReasonExpired {
+		t.Errorf("reason %q", required.Reason)
+	}
+	if n := w.p.count(&w.p.refreshes); n != 2 {
+		t.Errorf("%d refreshes after the end, want 2", n)
 	}
 }
 

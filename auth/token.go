@@ -124,11 +124,12 @@ func refreshLease(k key) string { return hash("refresh", k.store()) }
 
 // refresh redeems the refresh token once and writes what comes of it.
 //
-// Where other processes have the grant, too, it goes: lease, read again, note
-// the intent, look at the lease, one POST, compare and swap, use. A process
-// that dies on the way leaves the note. Whoever finds it uses the access token
-// while it lives, and sends the refresh token again only when nothing is left
-// to lose: the server answers, or ends the grant.
+// It goes: lease, read again, note the intent, look at the lease, one POST,
+// compare and swap, use; the lease only where other processes have the grant,
+// too. An answer that is lost, or a process that dies on the way, leaves the
+// note. Whoever finds it uses the access token while it lives, and sends the
+// refresh token again only when nothing is left to lose: the server answers, or
+// ends the grant.
 func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	log := b.log.With("remote", h.key.remote, "principal", h.key.principal)
 	lease, err := b.leaseToRefresh(ctx, h.key)
@@ -262,7 +263,7 @@ func (noLease) Check(context.Context) error { return nil }
 func (noLease) Release()                    {}
 
 // toRefresh returns the grant whose refresh token is to be sent now, noted as
-// such where others could be left with it. It is nil if the store knows
+// such. It is nil if the store knows
 // better: another process has refreshed, or the user has signed out.
 func (b *Broker) toRefresh(ctx context.Context, h *hold, refused bool) (*grant, uint64, error) {
 	h.mu.Lock()
@@ -287,8 +288,6 @@ func (b *Broker) toRefresh(ctx context.Context, h *hold, refused bool) (*grant, 
 			changed && g.valid(now) && (g.RefreshAt.IsZero() || now.Before(g.RefreshAt)),
 			g.inDoubt() && g.valid(now) && (changed || !refused):
 			return nil, 0, nil
-		case !b.shares(h.key):
-			return g, version, nil
 		}
 		if g.inDoubt() {
 			b.log.WarnContext(ctx, "the answer to a refresh was lost: trying the same refresh token again",
