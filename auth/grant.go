@@ -457,7 +457,8 @@ func (b *Broker) End(p Principal) {
 
 // SignOut ends what the principal holds at the remote, whatever the
 // authorization server says to it. It reports whether that server has revoked
-// the tokens.
+// the tokens, which it is asked to also where the store fails; with an error the
+// sign-in is still kept.
 func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revoked bool, err error) {
 	r := b.remotes[remote]
 	if r == nil {
@@ -486,43 +487,66 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	b.endLoans(p, remote)
 
 	k := key{p, remote}
-	h, err := b.held(work, k, r)
-	if err != nil {
-		b.log.WarnContext(ctx, "reading a grant to sign out failed", "remote", remote, "principal", p, "error", err)
-	}
-	release := func() {}
-	if h != nil {
-		// A refresh that is under way, here or in another process, would leave a
-		// token behind that nobody revokes.
-		h.settle(work)
-		if b.shares(k) {
-			if release, err = b.leaseToEnd(work, k); err != nil {
-				b.log.WarnContext(ctx, "signing out without waiting for a refresh elsewhere", "remote", remote, "principal", p, "error", err)
-			}
-			h = b.current(work, h, 0)
+	g, release := b.lastGrant(work, k, r)
+	err = b.deleteSignIn(k)
+	release()
+	if g != nil && !g.Access.IsEmpty() {
+		// Also where the store failed: what it still holds is then of no use.
+		if err := b.revoke(work, r, g); err == nil {
+			revoked = true
+			b.log.InfoContext(ctx, "signing out, tokens revoked", "remote", remote, "principal", p)
+		} else {
+			b.log.WarnContext(ctx, "signing out; the tokens could not be revoked", "remote", remote, "principal", p, "error", err)
 		}
 	}
-	var g *grant
-	if h != nil {
-		g = h.snapshot()
-	}
-	err = errors.Join(
-		b.endFlows(work, p, remote), // flows first, as in End
-		b.store.Delete(work, bucketTroubles, k.store()),
-		b.dropGrant(work, k))
-	release()
 	if err != nil {
-		return false, internalError(remote, err)
+		b.log.ErrorContext(ctx, "deleting a sign-in failed", "remote", remote, "principal", p, "error", err)
+		return revoked, internalError(remote, err)
 	}
-	if g == nil || g.Access.IsEmpty() {
-		return false, nil
+	return revoked, nil
+}
+
+// lastGrant returns what a sign-out ends, nil if there is nothing, and keeps
+// others from refreshing it until release. A refresh that is under way, here or
+// in another process, would leave a token behind that nobody revokes; it is
+// waited for, but not for long: a sign-out does not depend on others.
+func (b *Broker) lastGrant(ctx context.Context, k key, r *Remote) (g *grant, release func()) {
+	release = func() {}
+	h, err := b.held(ctx, k, r)
+	if err != nil {
+		b.log.WarnContext(ctx, "reading a grant to sign out failed", "remote", k.remote, "principal", k.principal, "error", err)
 	}
-	if err := b.revoke(work, r, g); err != nil {
-		b.log.WarnContext(ctx, "signed out; the tokens could not be revoked", "remote", remote, "principal", p, "error", err)
-		return false, nil
+	if h == nil {
+		return nil, release
 	}
-	b.log.InfoContext(ctx, "signed out, tokens revoked", "remote", remote, "principal", p)
-	return true, nil
+	waiting, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	h.settle(waiting)
+	if b.shares(k) {
+		if lease, err := b.store.Lease(waiting, refreshLease(k)); err == nil {
+			release = lease.Release
+		} else {
+			b.log.WarnContext(ctx, "signing out without waiting for a refresh elsewhere", "remote", k.remote, "principal", k.principal, "error", err)
+		}
+		if h = b.current(ctx, h, 0); h == nil {
+			return nil, release
+		}
+	}
+	return h.snapshot(), release
+}
+
+// deleteSignIn deletes what a principal holds at a remote, and the flows there.
+func (b *Broker) deleteSignIn(k key) error {
+	// Its own time: what was waited for before may have used up the other's.
+	ctx, done, err := b.work(storeTime)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return errors.Join(
+		b.endFlows(ctx, k.principal, k.remote), // flows first, as in End
+		b.store.Delete(ctx, bucketTroubles, k.store()),
+		b.dropGrant(ctx, k))
 }
 
 // clearTokens forgets what was got for a principal's login at a remote; at all
@@ -535,18 +559,6 @@ func (b *Broker) clearTokens(ctx context.Context, p Principal, remote string) {
 	if err == nil {
 		b.exchanger.Clear(s.Issuer, s.ID, remote)
 	}
-}
-
-// leaseToEnd takes the lease that refreshes have, or goes without after a while:
-// a sign-out does not depend on other processes.
-func (b *Broker) leaseToEnd(ctx context.Context, k key) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, signOutTime/2)
-	defer cancel()
-	lease, err := b.store.Lease(ctx, refreshLease(k))
-	if err != nil {
-		return func() {}, err
-	}
-	return lease.Release, nil
 }
 
 // settle waits for the refresh that is in flight, if one is.

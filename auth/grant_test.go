@@ -473,6 +473,24 @@ func TestSignOut(t *testing.T) {
 	}
 }
 
+// A store that cannot delete a sign-in is told, and what it keeps is of no use:
+// the authorization server has revoked the tokens.
+func TestSignOutWithoutTheStore(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	w.token(auth.Local, "r0")
+	if err := w.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	revoked, err := w.SignOut(t.Context(), auth.Local, "r0")
+	if e, ok := errors.AsType[*auth.Error](err); !ok || e.Kind != auth.KindInternal || !revoked {
+		t.Errorf("revoked %v, error %v", revoked, err)
+	}
+	if want := []string{secretsCanary + "-refresh-1", secretsCanary + "-access-1"}; !slices.Equal(w.p.revoked, want) {
+		t.Errorf("revoked %q, want %q", w.p.revoked, want)
+	}
+}
+
 // What a refresh brings while its owner signs out is revoked as well.
 func TestSignOutDuringARefresh(t *testing.T) {
 	w := newWorld(t, 1, nil)

@@ -3,10 +3,16 @@ package auth
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"gatehouse/auth/endpoint"
+	"gatehouse/auth/guard"
 	"gatehouse/auth/secret"
 )
 
@@ -66,5 +72,55 @@ func TestRecordsHideSecrets(t *testing.T) {
 	g, err := decodeGrant(data)
 	if err != nil || g.Access.Value() != canary || g.Refresh.Value() != canary {
 		t.Errorf("a grant does not survive the store: %v", err)
+	}
+}
+
+// A refresh that hangs, here or in another process, does not keep a sign-out
+// from deleting what there is.
+func TestSignOutWhileARefreshHangs(t *testing.T) {
+	for _, elsewhere := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			store, err := OpenFile(FileConfig{Dir: filepath.Join(t.TempDir(), "store"), Log: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			clients, err := guard.New(guard.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer clients.Close()
+			b, err := New(Config{
+				Remotes:   []Remote{{Name: "r", URL: "https://r.example/mcp", HTTP: clients.Client(guard.Policy{})}},
+				PublicURL: "http://127.0.0.1:8080", CallbackPath: "/oauth/callback", Store: store, Log: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			k := key{Local, "r"}
+			g := &grant{grantFacts: grantFacts{Principal: Local, Remote: "r", RemoteURL: "https://r.example/mcp"}, Access: secret.New("a"), Refresh: secret.New("r")}
+			if err := b.writeGrant(t.Context(), k, b.remotes["r"], g, 0); err != nil {
+				t.Fatal(err)
+			}
+			if elsewhere {
+				lease, err := store.Lease(t.Context(), refreshLease(k))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer lease.Release()
+			} else {
+				b.holds[k].refreshing = &refreshCall{done: make(chan struct{})}
+			}
+			begun := time.Now()
+			if _, err := b.SignOut(t.Context(), Local, "r"); err != nil {
+				t.Errorf("elsewhere %v: %v", elsewhere, err)
+			}
+			if took := time.Since(begun); took > 10*time.Second {
+				t.Errorf("elsewhere %v: it took %s", elsewhere, took)
+			}
+			if _, err := store.Get(t.Context(), bucketGrants, k.store()); !errors.Is(err, ErrNotFound) {
+				t.Errorf("elsewhere %v: the grant is still there: %v", elsewhere, err)
+			}
+		})
 	}
 }

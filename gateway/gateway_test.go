@@ -230,6 +230,29 @@ func TestManyAtOnce(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// TestSignOutThatFails: who could not be signed out is told what is left.
+func TestSignOutThatFails(t *testing.T) {
+	as := authtest.NewAS(t)
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{AS: as}), oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	required, _ := client.Call("r_echo", nil).Meta[metaAuthRequired].(map[string]any)
+	url, _ := required["auth_url"].(string)
+	authtest.NewBrowser(t).Open(url)
+	if result := client.Call("r_echo", map[string]any{"text": "in"}); authtest.Text(result) != "in" {
+		t.Fatalf("not signed in: %s", authtest.Text(result))
+	}
+	if err := g.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	result := client.Call("gateway_logout", map[string]any{"remote": "r"})
+	if say := authtest.Text(result); !result.IsError || strings.Contains(say, "signed out") || !strings.Contains(say, "its tokens are revoked") {
+		t.Errorf("error %v: %s", result.IsError, say)
+	}
+	if access, refresh := as.Live(); access != 0 || refresh != 0 {
+		t.Errorf("%d access and %d refresh tokens are live", access, refresh)
+	}
+}
+
 // TestDrain: a call in flight finishes, a new session is refused.
 func TestDrain(t *testing.T) {
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{})

@@ -285,7 +285,8 @@ func (g *Gateway) serveSignOut(w http.ResponseWriter, r *http.Request) error {
 	if say != "" {
 		return errOldPage
 	}
-	g.say(w, r, p, g.signOutOf(r.Context(), caller{view: v}, remotes))
+	said, _ := g.signOutOf(r.Context(), caller{view: v}, remotes)
+	g.say(w, r, p, said)
 	return nil
 }
 

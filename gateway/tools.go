@@ -562,7 +562,11 @@ func (g *Gateway) logout(ctx context.Context, c caller, name, issuer string, all
 	if say != "" {
 		return toolError(say)
 	}
-	return toolText(g.signOutOf(ctx, c, remotes), nil)
+	say, ok := g.signOutOf(ctx, c, remotes)
+	if !ok {
+		return toolError(say)
+	}
+	return toolText(say, nil)
 }
 
 // toSignOut returns what a name, an issuer or all stands for, or says why it
@@ -592,29 +596,33 @@ func (g *Gateway) toSignOut(v *view, name, issuer string, all bool) (remotes []s
 	return remotes, ""
 }
 
-// signOutOf signs out and says what came of it.
-func (g *Gateway) signOutOf(ctx context.Context, c caller, remotes []string) string {
+// signOutOf signs out and says what came of it; ok is false if a sign-in may
+// still be there.
+func (g *Gateway) signOutOf(ctx context.Context, c caller, remotes []string) (say string, ok bool) {
 	var lines []string
+	ok = true
 	for _, remote := range remotes {
-		if line := g.signOut(ctx, c, remote); line != "" {
+		line, err := g.signOut(ctx, c, remote)
+		if line != "" {
 			lines = append(lines, line)
 		}
+		ok = ok && err == nil
 	}
 	if len(lines) == 0 {
-		return "You were not signed in there."
+		return "You were not signed in there.", ok
 	}
-	return strings.Join(lines, "\n")
+	return strings.Join(lines, "\n"), ok
 }
 
-func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
+func (g *Gateway) signOut(ctx context.Context, c caller, remote string) (say string, err error) {
 	server, _ := g.cfg.Named(remote)
 	if server != nil && server.Auth.Type == auth.TypeMachine {
-		return "" // nobody has signed in
+		return "", nil // nobody has signed in
 	}
 	held := g.auth.Status(c.view.principal, remote)
 	revoked, err := g.auth.SignOut(ctx, c.view.principal, remote)
 	if errors.Is(err, auth.ErrUnknownRemote) {
-		return ""
+		return "", nil
 	}
 	// Without a sign-in too: what it listed in an earlier run is forgotten.
 	c.view.session.Disconnect(remote)
@@ -626,17 +634,17 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 		}
 	}
 	switch {
-	case err == nil && !held.SignedIn && held.Pending != nil:
-		return remote + ": you were not signed in; the pending sign-in is cancelled and its link works no more."
-	case err == nil && !held.SignedIn:
-		return ""
+	case err != nil:
+		g.failed(ctx, c, remote, "signing out", err)
+		return notSignedOut(remote, revoked, err), err
+	case !held.SignedIn && held.Pending != nil:
+		return remote + ": you were not signed in; the pending sign-in is cancelled and its link works no more.", nil
+	case !held.SignedIn:
+		return "", nil
 	}
 	g.signedOut(ctx, c.view.principal, remote, revoked)
-	if err != nil {
-		g.failed(ctx, c, remote, "signing out", err)
-	}
 	if server != nil && server.Auth.ByLogin() {
-		return fmt.Sprintf("%s: its tokens are forgotten here, and the next call gets new ones by your login at the gateway. To end that, call %s with remote %q.", remote, toolLogout, auth.LoginRemote)
+		return fmt.Sprintf("%s: its tokens are forgotten here, and the next call gets new ones by your login at the gateway. To end that, call %s with remote %q.", remote, toolLogout, auth.LoginRemote), nil
 	}
 	if remote == auth.LoginRemote {
 		remote = "your login at the gateway"
@@ -648,9 +656,21 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) string {
 		remote = strings.Join(held.Shared, ", ") + " (one sign-in for the group)"
 	}
 	if revoked {
-		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here."
+		return remote + ": signed out; the tokens are revoked at the authorization server and forgotten here.", nil
 	}
-	return remote + ": signed out; the tokens are forgotten here. The authorization server did not confirm that it revoked them."
+	return remote + ": signed out; the tokens are forgotten here. The authorization server did not confirm that it revoked them.", nil
+}
+
+// notSignedOut says what is left of a sign-in that could not be ended.
+func notSignedOut(remote string, revoked bool, err error) string {
+	why, ok := sentence(err)
+	if !ok {
+		why = remote + ": something went wrong inside the gateway; its log says more"
+	}
+	if revoked {
+		return why + ". The sign-in is still kept here, but its tokens are revoked at the authorization server. Sign out again when the gateway works."
+	}
+	return why + ". You may still be signed in: sign out again when the gateway works."
 }
 
 // findTools is gateway_find_tools: every word of the query counts, in the name
