@@ -146,21 +146,23 @@ type local struct {
 	store    auth.Store
 	log      *slog.Logger
 	base     string       // where the pages are, here or in another process
-	listener net.Listener // nil: another process has the port
+	listener net.Listener // nil: another process has the port, or nobody
+	served   bool         // the pages are there, or will be once serve is called
 	serving  sync.WaitGroup
 	stop     context.CancelFunc
 
 	closeAudit func()
 }
 
-// openLocal builds the house on the file store and finds out who serves its pages.
-func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger) (*local, error) {
+// openLocal builds the house on the file store and finds out who serves its
+// pages. If pages is false, this process will not, and leaves the port alone.
+func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger, pages bool) (*local, error) {
 	store, err := openStore(ctx, cfg, "file", log)
 	if err != nil {
 		return nil, err
 	}
 	l := &local{store: store, log: log, stop: func() {}}
-	if err := l.open(ctx, cfg); err != nil {
+	if err := l.open(ctx, cfg, pages); err != nil {
 		if l.listener != nil {
 			l.listener.Close()
 		}
@@ -170,8 +172,8 @@ func openLocal(ctx context.Context, cfg *gateway.Config, log *slog.Logger) (*loc
 	return l, nil
 }
 
-func (l *local) open(ctx context.Context, cfg *gateway.Config) error {
-	if err := l.findPages(ctx, cfg); err != nil {
+func (l *local) open(ctx context.Context, cfg *gateway.Config, pages bool) error {
+	if err := l.findPages(ctx, cfg, pages); err != nil {
 		return err
 	}
 	audit, closeAudit, err := openAudit(cfg, l.log, nil)
@@ -187,14 +189,19 @@ func (l *local) open(ctx context.Context, cfg *gateway.Config) error {
 }
 
 // findPages takes the port for the pages, or sees that a process has it that
-// can finish the sign-ins of this one.
-func (l *local) findPages(ctx context.Context, cfg *gateway.Config) (err error) {
+// can finish the sign-ins of this one. If take is false, it only looks.
+func (l *local) findPages(ctx context.Context, cfg *gateway.Config, take bool) (err error) {
 	port := cfg.Gateway.OAuth.CallbackPort
 	configured := port != 0
 	if !configured && l.store.Shared() {
 		port = pagesPort
 	}
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	l.served = true
+	if !take {
+		l.base, l.served = "http://"+address, asksSame(ctx, address, identity(cfg, l.store))
+		return nil
+	}
 	l.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address)
 	switch {
 	case err == nil:
@@ -274,7 +281,7 @@ func (c *command) stdio(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l, err := openLocal(ctx, cfg, log)
+	l, err := openLocal(ctx, cfg, log, true)
 	if err != nil {
 		return err
 	}
@@ -287,8 +294,8 @@ func (c *command) stdio(ctx context.Context) error {
 }
 
 // terminal opens the local house for a command that acts on its sign-ins, or
-// on that of one remote.
-func (c *command) terminal(ctx context.Context, remote ...string) (*local, error) {
+// on that of one remote, and may have to serve its pages.
+func (c *command) terminal(ctx context.Context, pages bool, remote ...string) (*local, error) {
 	if c.logLevel == "" {
 		c.logLevel = "warn"
 	}
@@ -304,19 +311,19 @@ func (c *command) terminal(ctx context.Context, remote ...string) (*local, error
 	if cfg.Gateway.Store.Type == "memory" {
 		return nil, usageError{errors.New("the config keeps sign-ins in memory (gateway.store.type), where no other process can see them: ask the running gateway by its tool gateway_status, gateway_login or gateway_logout")}
 	}
-	return openLocal(ctx, cfg, log)
+	return openLocal(ctx, cfg, log, pages)
 }
 
 func (c *command) status(ctx context.Context) error {
 	if err := c.noArgs(); err != nil {
 		return err
 	}
-	l, err := c.terminal(ctx)
+	l, err := c.terminal(ctx, false)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	say, err := l.gateway.Status(ctx, l.listener == nil)
+	say, err := l.gateway.Status(ctx, l.served)
 	if err != nil {
 		return err
 	}
@@ -328,7 +335,7 @@ func (c *command) logout(ctx context.Context) error {
 	if len(c.args) != 1 {
 		return usageError{errors.New("which remote? gatehouse logout REMOTE")}
 	}
-	l, err := c.terminal(ctx, c.args[0])
+	l, err := c.terminal(ctx, false, c.args[0])
 	if err != nil {
 		return err
 	}
@@ -346,7 +353,7 @@ func (c *command) login(ctx context.Context) error {
 	if len(c.args) != 1 {
 		return usageError{errors.New("which remote? gatehouse login REMOTE")}
 	}
-	l, err := c.terminal(ctx, c.args[0])
+	l, err := c.terminal(ctx, true, c.args[0])
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -216,6 +218,40 @@ func TestCommands(t *testing.T) {
 	if access, refresh := as.Live(); access != 0 || refresh != 0 {
 		t.Errorf("%d access and %d refresh tokens are live after the logout", access, refresh)
 	}
+}
+
+// TestStatusLeavesThePort: a gateway that starts while a command waits for a slow
+// remote has the port for its pages.
+func TestStatusLeavesThePort(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
+	var once sync.Once
+	remote.Set(func(k *authtest.RemoteKnobs) {
+		k.MCP = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			once.Do(func() { close(arrived) })
+			<-answer
+			next(w, r)
+		}
+	})
+	cfg, state := onPort(t, "notes", remote.URL), t.TempDir()
+	status := exec.Command("gatehouse", "status", "--config", writeConfig(t, cfg))
+	status.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
+	if err := status.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-arrived
+	p := startStdioIn(t, state, cfg)
+	release()
+	if err := status.Wait(); err != nil {
+		t.Errorf("status: %v", err)
+	}
+	client := stdioClient(t, p)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "here")
 }
 
 // TestRememberedTools: what a remote listed in an earlier run stays listed when
