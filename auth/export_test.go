@@ -23,5 +23,8 @@ func AtPoint(f func(point string)) { reached = f }
 // GrantName is what a store's watch calls the grant under a key.
 func GrantName(key string) string { return hash(bucketGrants, key) }
 
+// GrantKey is where the store has a grant.
+func GrantKey(p Principal, remote string) string { return key{p, remote}.store() }
+
 // BucketGrants is the bucket of grants.
 const BucketGrants = bucketGrants

@@ -86,6 +86,38 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// TestOutageAndNothingToRefresh: who was let in to see whether the provider is back,
+// and found nothing to send, has not seen that it is.
+func TestOutageAndNothingToRefresh(t *testing.T) {
+	const gone = shutAfterForTests // the number of the remote whose grant goes
+	w := newWorld(t, gone+1, nil)
+	for i := range gone + 1 {
+		w.signIn(auth.Local, fmt.Sprint("r", i))
+	}
+	w.p.set(func() { w.p.token = grab(http.StatusServiceUnavailable, "text/plain", "") })
+	w.clock.Advance(2 * time.Hour)
+	everybody := func() {
+		for i := range gone {
+			if _, err := w.Authorizer(auth.Local, fmt.Sprint("r", i)).Token(t.Context()); err == nil {
+				t.Error("a token from a provider that is away")
+			}
+		}
+	}
+	everybody()
+	w.clock.Advance(2 * time.Second) // the gate lets one in again
+	if err := w.store.Delete(t.Context(), auth.BucketGrants, auth.GrantKey(auth.Local, fmt.Sprint("r", gone))); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.token(auth.Local, fmt.Sprint("r", gone)); got != "" {
+		t.Fatalf("token %q", got)
+	}
+	before := w.p.count(&w.p.refreshes)
+	everybody()
+	if n := w.p.count(&w.p.refreshes) - before; n != 1 {
+		t.Errorf("%d requests, want one that looks", n)
+	}
+}
+
 // manyAtOnce does something for each principal, for a few hundred at once.
 func manyAtOnce(principals []auth.Principal, do func(auth.Principal)) {
 	var wg sync.WaitGroup

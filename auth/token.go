@@ -148,7 +148,7 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	} else if err != nil {
 		return b.refreshFailed(log, h, nil, &endpoint.Error{What: "waiting for other refreshes", Err: err})
 	}
-	var said gate.Verdict
+	said := gate.Verdict{Nothing: true}
 	defer func() { leave(said) }()
 	g, version, err := b.toRefresh(ctx, h, refused)
 	if err != nil {
@@ -180,12 +180,12 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	}
 	answer, err := endpoint.Token(ctx, h.remote.HTTP.Fetch(), g.TokenEndpoint, g.client(), form)
 	took := b.now().Sub(started)
+	said = gate.Judge(err)
 	if err != nil {
 		e, ok := errors.AsType[*endpoint.Error](err)
 		if ok && !e.Unanswered() {
 			b.answered(ctx, h)
 		}
-		said = gate.Judge(err)
 		if ok && e.Refused() {
 			b.refreshed(h.key.remote, RefreshRefused)
 		} else {
