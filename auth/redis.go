@@ -47,8 +47,8 @@ type RedisConfig struct {
 //
 // The braces put all that one script touches into one slot of a cluster. What
 // must not be torn apart is one script: compare and swap, take, release. A
-// record that is deleted leaves its version for a while, so that whoever
-// remembers it cannot revive it.
+// record that is deleted leaves its version for a while, as long as it would
+// have lived at most, so that whoever remembers it cannot revive it.
 type Redis struct {
 	client redis.UniversalClient
 	prefix string
@@ -344,13 +344,14 @@ func (r *Redis) Put(ctx context.Context, bucket, key string, value []byte, versi
 }
 
 // takeScript deletes a record and returns it: KEYS the record and the index;
-// ARGV how long its version is kept in ms, its name, and the channel and the
-// message that tell of it.
+// ARGV how long its version is kept in ms, if it would have lived for as long,
+// its name, and the channel and the message that tell of it.
 var takeScript = redis.NewScript(`
 local envelope = redis.call('HGET', KEYS[1], 'v')
 if not envelope then return false end
 redis.call('HDEL', KEYS[1], 'v')
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
+local left = redis.call('PTTL', KEYS[1])
+if left < 0 or left > tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
 return envelope

@@ -250,6 +250,32 @@ func TestRedisSwapped(t *testing.T) {
 	}
 }
 
+// TestRedisForgets: what is left of a record that is deleted does not stay for
+// longer than the record would have, nor for more than a day.
+func TestRedisForgets(t *testing.T) {
+	r := openRedis(t, startRedis(t).config())
+	for life, most := range map[time.Duration]time.Duration{
+		10 * time.Minute: 10*time.Minute + redisSlack,
+		72 * time.Hour:   tombstone,
+		0:                tombstone,
+	} {
+		var expires time.Time
+		if life > 0 {
+			expires = time.Now().Add(life)
+		}
+		if _, err := r.Put(t.Context(), "b", "k", nil, AnyVersion, expires); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Delete(t.Context(), "b", "k"); err != nil {
+			t.Fatal(err)
+		}
+		left, err := r.client.PTTL(t.Context(), r.record("b", hash("b", "k"))).Result()
+		if err != nil || left <= most-time.Minute || left > most {
+			t.Errorf("of a record that lives for %s something stays for %s, want %s (%v)", life, left, most, err)
+		}
+	}
+}
+
 // TestRedisGone: without the server everything fails in time, and works again
 // when it is back, with all that was written.
 func TestRedisGone(t *testing.T) {
