@@ -67,6 +67,7 @@ var _ Store = (*Redis)(nil)
 const (
 	redisTime    = 5 * time.Second // of one command, connecting included
 	redisStart   = 15 * time.Second
+	resealTime   = 2 * time.Minute  // for all records, at a start
 	redisSlack   = time.Minute      // that Redis keeps a record longer than it counts: clocks differ
 	redisRetries = 20               // of a swap whose version somebody else has just used
 	tombstone    = 24 * time.Hour   // for which a deleted record's version is kept
@@ -83,9 +84,11 @@ func OpenRedis(ctx context.Context, c RedisConfig) (*Redis, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the Redis store: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, redisStart)
-	defer cancel()
-	if err := r.begin(ctx); err != nil {
+	err = r.begin(ctx)
+	if err == nil && len(r.keys) > 1 {
+		err = r.resealAll(ctx)
+	}
+	if err != nil {
 		r.client.Close()
 		return nil, fmt.Errorf("opening the Redis store: %w", err)
 	}
@@ -149,6 +152,8 @@ func newRedis(c RedisConfig) (*Redis, error) {
 
 // begin waits for the server and checks the canary.
 func (r *Redis) begin(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, redisStart)
+	defer cancel()
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := r.client.Ping(ctx).Err()
 		if err == nil {
@@ -165,7 +170,7 @@ func (r *Redis) begin(ctx context.Context) error {
 			return fmt.Errorf("the server does not answer: %w", err)
 		}
 	}
-	key := r.prefix + "{canary}"
+	key := r.canary()
 	// Whoever is first makes it; everybody reads what is there then.
 	fresh := r.keys.seal("", canaryName, Record{Version: 1})
 	if err := r.client.SetNX(ctx, key, fresh, 0).Err(); err != nil {
@@ -184,7 +189,68 @@ func (r *Redis) begin(ctx context.Context) error {
 	return nil
 }
 
+// resealScript replaces an envelope by another with the same in it.
+const resealScript = `
+if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'v', ARGV[2])
+return 1
+`
+
+// resealAll seals with the first key what another one has sealed, the canary
+// last. It looks at every start with several keys: while the first of the
+// replicas start with a new one, the others still seal with the old. Versions
+// stay, so that nobody's swap fails for it.
+func (r *Redis) resealAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, resealTime)
+	defer cancel()
+	match := globEscaper.Replace(r.prefix) + "{*}:*"
+	for cursor, done := uint64(0), false; !done; done = cursor == 0 {
+		var keys []string
+		var err error
+		if keys, cursor, err = r.client.ScanType(ctx, cursor, match, 1000, "hash").Result(); err == nil {
+			err = r.reseal(ctx, keys)
+		}
+		if err != nil {
+			return fmt.Errorf("sealing with the new first key: %w", err)
+		}
+	}
+	if err := r.client.Set(ctx, r.canary(), r.keys.seal("", canaryName, Record{Version: 1}), 0).Err(); err != nil {
+		return fmt.Errorf("writing the canary: %w", err)
+	}
+	return nil
+}
+
+// globEscaper makes a prefix match itself.
+var globEscaper = strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`, `\`, `\\`)
+
+// reseal is resealAll for some records. Those that nobody can read stay as they
+// are, and so do those that are written meanwhile.
+func (r *Redis) reseal(ctx context.Context, keys []string) error {
+	read := r.client.Pipeline()
+	for _, key := range keys {
+		read.HGet(ctx, key, "v")
+	}
+	envelopes, err := read.Exec(ctx)
+	if err != nil && !errors.Is(err, redis.Nil) { // deleted ones have none
+		return err
+	}
+	write := r.client.Pipeline()
+	for i, key := range keys {
+		old, err := envelopes[i].(*redis.StringCmd).Bytes()
+		bucket, name, ok := strings.Cut(strings.TrimPrefix(key, r.prefix+"{"), "}:")
+		if err != nil || !ok {
+			continue
+		}
+		if record, err := r.keys.open(bucket, name, old); err == nil && !r.keys.sealedByFirst(old) {
+			write.Eval(ctx, resealScript, []string{key}, old, r.keys.seal(bucket, name, record))
+		}
+	}
+	_, err = write.Exec(ctx)
+	return err
+}
+
 func (r *Redis) record(bucket, name string) string { return r.prefix + "{" + bucket + "}:" + name }
+func (r *Redis) canary() string                    { return r.prefix + "{canary}" }
 func (r *Redis) channel() string                   { return r.prefix + "changes" }
 func (r *Redis) index(bucket string) string        { return r.prefix + "{" + bucket + "}" }
 

@@ -143,13 +143,23 @@ func (s SharedRedis) Restart() {
 }
 
 // TestRedisKeys: the wrong key does not start, and changes nothing; a second
-// one opens what the first has sealed; what is no key is refused.
+// one opens what the first has sealed, and takes its place; what is no key is
+// refused.
 func TestRedisKeys(t *testing.T) {
 	s := startRedis(t)
 	first := openRedis(t, s.config())
-	if _, err := first.Put(t.Context(), "b", "k", []byte("value"), 0, time.Time{}); err != nil {
+	version, err := first.Put(t.Context(), "b", "k", []byte("value"), 0, time.Time{})
+	if err != nil {
 		t.Fatal(err)
 	}
+	expires := time.Now().Add(time.Hour).Round(time.Millisecond)
+	late := func(key string) {
+		t.Helper()
+		if _, err := first.Put(t.Context(), "b", key, []byte("value"), 0, expires); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late("mortal")
 	other := s.config()
 	other.Keys = secret.New(string(newKey()))
 	if _, err := OpenRedis(t.Context(), other); !errors.Is(err, ErrWrongKey) {
@@ -160,6 +170,27 @@ func TestRedisKeys(t *testing.T) {
 	second := openRedis(t, rotated)
 	if got, err := second.Get(t.Context(), "b", "k"); err != nil || string(got.Value) != "value" {
 		t.Errorf("after the rotation: %q, %v", got.Value, err)
+	}
+	// A replica that has the old key first writes on; a start that comes when it
+	// does not any more lets the old key go.
+	late("late")
+	openRedis(t, rotated)
+	only := openRedis(t, other)
+	for key, expires := range map[string]time.Time{"k": {}, "mortal": expires, "late": expires} {
+		got, err := only.Get(t.Context(), "b", key)
+		if err != nil || string(got.Value) != "value" || !got.Expires.Equal(expires) || key == "k" && got.Version != version {
+			t.Errorf("%s without the old key: %+v, %v", key, got, err)
+		}
+		life, err := only.client.TTL(t.Context(), only.record("b", hash("b", key))).Result()
+		if err != nil || expires.IsZero() != (life < 0) {
+			t.Errorf("%s stays for %s: %v", key, life, err)
+		}
+	}
+	if _, err := second.Put(t.Context(), "b", "k", []byte("value"), version, time.Time{}); err != nil {
+		t.Errorf("a swap of what was sealed anew: %v", err)
+	}
+	if _, err := OpenRedis(t.Context(), s.config()); !errors.Is(err, ErrWrongKey) {
+		t.Errorf("the old key: %v", err)
 	}
 	for name, change := range map[string]func(*RedisConfig){
 		"no key":       func(c *RedisConfig) { c.Keys = secret.Text{} },
