@@ -100,8 +100,9 @@ const (
 	finishTime  = 20 * time.Second // the exchange of a code and its storing
 	refreshTime = 30 * time.Second // queueing, the request, and its storing
 	signOutTime = 20 * time.Second
-	settleTime  = 8 * time.Second // of that, for a refresh that is under way
-	storeTime   = 5 * time.Second // of the store alone
+	settleTime  = 8 * time.Second        // of that, for a refresh that is under way
+	storeTime   = 5 * time.Second        // of the store alone
+	lookTime    = 500 * time.Millisecond // of it, while there is a token to use
 )
 
 // Broker gets tokens for principals at remotes and keeps them. Make one with

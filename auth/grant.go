@@ -279,7 +279,8 @@ const seenFor = 5 * time.Second
 
 // current brings a hold up to date if the store was last looked at longer ago
 // than age. It returns nil if the grant is gone. If the store cannot be read,
-// what is held stays good.
+// what is held stays good; a routine look, whose age is not 0, does not keep a
+// token that is valid waiting for a store that hangs.
 func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold {
 	if !b.shares(h.key) {
 		return h
@@ -287,11 +288,15 @@ func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold 
 	h.mu.Lock()
 	fresh := !h.seenAt.IsZero() && b.now().Sub(h.seenAt).Abs() < age
 	unsaved := h.unsaved
+	limit := storeTime
+	if age > 0 && h.grant.valid(b.now()) {
+		limit = lookTime
+	}
 	h.mu.Unlock()
 	if fresh {
 		return h
 	}
-	look, cancel := context.WithTimeout(ctx, storeTime)
+	look, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if unsaved {
 		b.saveAgain(look, h)
@@ -305,7 +310,7 @@ func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold 
 		h.set(g, version)
 	case ctx.Err() != nil:
 		return h // nobody has looked
-	default: // also after storeTime: a store that hangs is not waited for at each call
+	default: // also after the limit: a store that hangs is not waited for at each call
 		b.log.WarnContext(ctx, "looking for changes of a grant failed: what was held is used on",
 			"remote", h.key.remote, "principal", h.key.principal, "error", err)
 	}

@@ -133,7 +133,7 @@ func refreshLease(k key) string { return hash("refresh", k.store()) }
 func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	log := b.log.With("remote", h.key.remote, "principal", h.key.principal)
 	lease, err := b.leaseToRefresh(ctx, h.key)
-	if errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) { // not the store's own deadline
 		return b.refreshFailed(log, h, nil, &endpoint.Error{What: "waiting for the refresh of another process", Err: err})
 	} else if err != nil {
 		return b.storeFailed(log, h, err)

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -75,33 +76,75 @@ func TestRecordsHideSecrets(t *testing.T) {
 	}
 }
 
+// stalled is a store that does not answer while it is told not to.
+type stalled struct {
+	Store
+	limit time.Duration // after which it gives up by itself; 0: it answers
+}
+
+func (s *stalled) wait(ctx context.Context) error {
+	if s.limit == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (s *stalled) Get(ctx context.Context, bucket, key string) (Record, error) {
+	if err := s.wait(ctx); err != nil {
+		return Record{}, err
+	}
+	return s.Store.Get(ctx, bucket, key)
+}
+
+func (s *stalled) Lease(ctx context.Context, name string) (Lease, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
+	return s.Store.Lease(ctx, name)
+}
+
+// withGrant is a broker over the file store, in which the local user has a grant
+// for the remote r, whose token lives for an hour.
+func withGrant(t *testing.T) (*Broker, *stalled) {
+	t.Helper()
+	file, err := OpenFile(FileConfig{Dir: filepath.Join(t.TempDir(), "store"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := guard.New(guard.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clients.Close)
+	store := &stalled{Store: file}
+	b, err := New(Config{
+		Remotes:   []Remote{{Name: "r", URL: "https://r.example/mcp", HTTP: clients.Client(guard.Policy{})}},
+		PublicURL: "http://127.0.0.1:8080", CallbackPath: "/oauth/callback", Store: store, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	g := &grant{
+		grantFacts: grantFacts{Principal: Local, Remote: "r", RemoteURL: "https://r.example/mcp", Expires: time.Now().Add(time.Hour)},
+		Access:     secret.New("access"), Refresh: secret.New("refresh"),
+	}
+	if err := b.writeGrant(t.Context(), key{Local, "r"}, b.remotes["r"], g, 0); err != nil {
+		t.Fatal(err)
+	}
+	return b, store
+}
+
 // A refresh that hangs, here or in another process, does not keep a sign-out
 // from deleting what there is.
 func TestSignOutWhileARefreshHangs(t *testing.T) {
 	for _, elsewhere := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			store, err := OpenFile(FileConfig{Dir: filepath.Join(t.TempDir(), "store"), Log: slog.New(slog.DiscardHandler)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			clients, err := guard.New(guard.Config{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer clients.Close()
-			b, err := New(Config{
-				Remotes:   []Remote{{Name: "r", URL: "https://r.example/mcp", HTTP: clients.Client(guard.Policy{})}},
-				PublicURL: "http://127.0.0.1:8080", CallbackPath: "/oauth/callback", Store: store, Log: slog.New(slog.DiscardHandler),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.Close()
+			b, store := withGrant(t)
 			k := key{Local, "r"}
-			g := &grant{grantFacts: grantFacts{Principal: Local, Remote: "r", RemoteURL: "https://r.example/mcp"}, Access: secret.New("a"), Refresh: secret.New("r")}
-			if err := b.writeGrant(t.Context(), k, b.remotes["r"], g, 0); err != nil {
-				t.Fatal(err)
-			}
 			if elsewhere {
 				lease, err := store.Lease(t.Context(), refreshLease(k))
 				if err != nil {
@@ -123,4 +166,28 @@ func TestSignOutWhileARefreshHangs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A store that hangs does not keep a valid token back for long, nor at each
+// call; where one is needed, it is the store that is named.
+func TestStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, store := withGrant(t)
+		a := b.Authorizer(Local, "r")
+		store.limit = time.Hour
+		time.Sleep(10 * time.Second)
+		for i, most := range []time.Duration{time.Second, 0, 0} {
+			begun := time.Now()
+			token, err := a.Token(t.Context())
+			if took := time.Since(begun); err != nil || token == nil || took > most {
+				t.Errorf("call %d: token %v, %v, after %s", i, token != nil, err, took)
+			}
+		}
+		store.limit = storeTime // as Redis does
+		time.Sleep(2 * time.Hour)
+		_, err := a.Token(t.Context())
+		if e, ok := errors.AsType[*Error](err); !ok || e.Kind != KindInternal {
+			t.Errorf("an expired token: %v", err)
+		}
+	})
 }
