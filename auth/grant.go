@@ -590,6 +590,8 @@ type Status struct {
 	Refreshable bool
 	Shared      []string // the remotes of an ssoGroup that this sign-in serves, itself included; nil: it alone
 
+	Unknown bool // the store could not be read: there may be a sign-in, or a link, that is not told here
+
 	Pending     *RequiredError // the link that waits for a browser, if one does
 	LastError   *Error         // what failed last; nil once something worked
 	LastErrorAt time.Time
@@ -625,7 +627,7 @@ func (b *Broker) Status(p Principal, remote string) Status {
 	k := key{p, remote}
 	h, err := b.held(ctx, k, r)
 	if err != nil {
-		s.LastError, s.LastErrorAt = asError(remote, err), now
+		s.Unknown, s.LastError, s.LastErrorAt = true, asError(remote, err), now
 		return s
 	}
 	if h != nil {
@@ -640,7 +642,12 @@ func (b *Broker) Status(p Principal, remote string) Status {
 		}
 		h.mu.Unlock()
 	}
-	if f, err := b.pending(ctx, k); err == nil && f != nil {
+	f, err := b.pending(ctx, k)
+	if err != nil {
+		s.Unknown, s.LastError, s.LastErrorAt = true, asError(remote, err), now
+		return s
+	}
+	if f != nil {
 		s.Pending = b.required(f)
 	}
 	s.LastError, s.LastErrorAt = b.trouble(ctx, k)

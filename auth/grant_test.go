@@ -491,6 +491,24 @@ func TestSignOutWithoutTheStore(t *testing.T) {
 	}
 }
 
+// A store that cannot be read does not make a link, or a sign-in, go away.
+func TestStatusWithoutTheStore(t *testing.T) {
+	w := newWorld(t, 2, nil)
+	w.signIn(auth.Local, "r0")
+	w.link(auth.Local, "r1")
+	if s := w.Status(auth.Local, "r1"); s.Unknown || s.Pending == nil {
+		t.Errorf("status: %+v", s)
+	}
+	if err := w.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for remote, signedIn := range map[string]bool{"r0": true, "r1": false} {
+		if s := w.Status(auth.Local, remote); !s.Unknown || s.SignedIn != signedIn || s.LastError == nil || s.LastError.Kind != auth.KindInternal {
+			t.Errorf("status of %s: %+v", remote, s)
+		}
+	}
+}
+
 // What a refresh brings while its owner signs out is revoked as well.
 func TestSignOutDuringARefresh(t *testing.T) {
 	w := newWorld(t, 1, nil)

@@ -527,7 +527,7 @@ func (s *silent) status(ctx context.Context, p Principal) Status {
 	if s.r.Type != TypeMachine {
 		login := s.b.loginStatus(ctx, p)
 		out.SignedIn = out.SignedIn || login.SignedIn
-		out.Account, out.Refreshable, out.Pending = login.Account, login.Refreshable, login.Pending
+		out.Account, out.Refreshable, out.Pending, out.Unknown = login.Account, login.Refreshable, login.Pending, login.Unknown
 		if s.r.Type == TypeForward {
 			out.Issuer, out.Scopes, out.Expires = login.Issuer, login.Scopes, login.Expires
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -251,6 +253,39 @@ func TestSignOutThatFails(t *testing.T) {
 	if access, refresh := as.Live(); access != 0 || refresh != 0 {
 		t.Errorf("%d access and %d refresh tokens are live", access, refresh)
 	}
+}
+
+// TestAwaitSignIn: whoever waits for a sign-in is told when its link is gone, but
+// not by a store that cannot be read for the moment.
+func TestAwaitSignIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clients, err := guard.New(guard.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer clients.Close()
+		store := auth.NewMemory(auth.MemoryConfig{})
+		broker, err := auth.New(auth.Config{
+			Remotes:   []auth.Remote{{Name: "r", URL: "https://r.example/mcp", HTTP: clients.Client(guard.Policy{})}},
+			PublicURL: "http://127.0.0.1:8080", CallbackPath: "/oauth/callback", Store: store, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer broker.Close()
+		g := &Gateway{auth: broker}
+		if err := g.awaitSignIn(t.Context(), auth.Local, "r"); !errors.Is(err, auth.ErrFlowUnknown) {
+			t.Errorf("without a link: %v", err)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := g.awaitSignIn(ctx, auth.Local, "r"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without the store: %v", err)
+		}
+	})
 }
 
 // TestDrain: a call in flight finishes, a new session is refused.

@@ -220,6 +220,7 @@ func (g *Gateway) awaitSignIn(ctx context.Context, p auth.Principal, remote stri
 		case <-ticker.C:
 		}
 		switch held := g.auth.Status(p, remote); {
+		case held.Unknown: // the store is away for the moment
 		case held.Pending != nil: // also where the grant that there is has to become another
 		case held.SignedIn:
 			return nil
