@@ -307,18 +307,17 @@ func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challen
 	}
 	w := wish{challenge: ch, reason: ReasonMoreScopes, need: unionScopes(ch.Scope)}
 	if g != nil {
-		// What was asked for before and not granted, or granted and not enough,
-		// is not asked for in a loop.
-		if containsAll(g.Requested, w.need) {
+		if containsAll(g.Granted, w.need) {
 			return &Error{Kind: KindForbidden, Remote: a.key.remote,
-				Say: say + ": the permissions that it names were asked for at the sign-in already"}
+				Say: say + ": the permissions that it names were granted at the sign-in already"}
 		}
 		// MCP authorization, step-up flow: clients keep retries few and count them
-		// for each resource and operation.
+		// for each resource and operation. So a user who did not grant all that was
+		// asked for may think again, but is not asked in a loop.
 		operation := operationOf(ctx)
 		if g.Raised[operation] >= maxRaised {
 			return &Error{Kind: KindForbidden, Remote: a.key.remote,
-				Say: fmt.Sprintf("%s: it asks for still more permissions after they were granted for this %d times. Its operator may know why", say, maxRaised)}
+				Say: fmt.Sprintf("%s: it asks for permissions that are not granted, after sign-ins for more were made for this %d times. Its operator may know why", say, maxRaised)}
 		}
 		if len(g.Raised) < maxOperations || g.Raised[operation] > 0 {
 			w.raised = maps.Clone(g.Raised)

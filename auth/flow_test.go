@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -271,7 +272,7 @@ func TestStepUp(t *testing.T) {
 		t.Errorf("a plain 403: %v", got)
 	}
 	if got := kind(forbidden(token, `Bearer error="insufficient_scope", scope="read"`)); got != auth.KindForbidden {
-		t.Errorf("a scope that was asked for already: %v", got)
+		t.Errorf("a scope that was granted already: %v", got)
 	}
 	if err := forbidden("an older token", `Bearer error="insufficient_scope", scope="write"`); err != nil {
 		t.Errorf("another token is there, got %v", err)
@@ -302,8 +303,12 @@ func TestStepUp(t *testing.T) {
 	if w.token(auth.Local, "r0") != token {
 		t.Error("the old token is gone before the sign-in")
 	}
+	w.p.set(func() { w.p.grantedScope = "read" }) // the user ticks nothing else
 	if _, err := w.visit(wider).finish(); err != nil {
 		t.Fatal(err)
+	}
+	if got := w.Status(auth.Local, "r0").Scopes; !slices.Equal(got, []string{"read"}) {
+		t.Errorf("scopes %q, want what was granted", got)
 	}
 	if _, err := narrow.finish(); !errors.Is(err, auth.ErrStateUnknown) {
 		t.Errorf("the narrower flow outlived the wider: %v", err)
@@ -311,9 +316,16 @@ func TestStepUp(t *testing.T) {
 	if w.Status(auth.Local, "r0").Pending != nil {
 		t.Error("a link is pending after the wider sign-in")
 	}
-	// The provider granted less than was asked for: no loop.
+	// They may think again, once: no loop.
+	again := w.required(forbidden(w.token(auth.Local, "r0"), `Bearer error="insufficient_scope", scope="admin"`))
+	if got := scopes(again); got != "read write admin" {
+		t.Errorf("asked for %q the second time", got)
+	}
+	if _, err := w.visit(again).finish(); err != nil {
+		t.Fatal(err)
+	}
 	if got := kind(forbidden(w.token(auth.Local, "r0"), `Bearer error="insufficient_scope", scope="admin"`)); got != auth.KindForbidden {
-		t.Errorf("a scope that was refused: %v", got)
+		t.Errorf("a scope that was refused twice: %v", got)
 	}
 }
 
