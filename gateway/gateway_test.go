@@ -237,12 +237,7 @@ func TestSignOutThatFails(t *testing.T) {
 	as := authtest.NewAS(t)
 	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{AS: as}), oneRemote)
 	client := authtest.Legacy(t, g.url+"/mcp")
-	required, _ := client.Call("r_echo", nil).Meta[metaAuthRequired].(map[string]any)
-	url, _ := required["auth_url"].(string)
-	authtest.NewBrowser(t).Open(url)
-	if result := client.Call("r_echo", map[string]any{"text": "in"}); authtest.Text(result) != "in" {
-		t.Fatalf("not signed in: %s", authtest.Text(result))
-	}
+	signIn(t, client)
 	if err := g.store.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -252,6 +247,37 @@ func TestSignOutThatFails(t *testing.T) {
 	}
 	if access, refresh := as.Live(); access != 0 || refresh != 0 {
 		t.Errorf("%d access and %d refresh tokens are live", access, refresh)
+	}
+}
+
+// TestSignOutOfARefusedGrant: what a remote refuses at the moment is a sign-in at
+// its issuer all the same.
+func TestSignOutOfARefusedGrant(t *testing.T) {
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	g := newInside(t, remote, oneRemote)
+	client := authtest.Legacy(t, g.url+"/mcp")
+	signIn(t, client)
+	remote.Set(func(k *authtest.RemoteKnobs) { k.Audience = "https://other.example" })
+	if result := client.Call("r_echo", nil); result.Meta[metaAuthRequired] == nil {
+		t.Fatalf("the remote takes the token: %s", authtest.Text(result))
+	}
+	if say := authtest.Text(client.Call("gateway_logout", map[string]any{"issuer": as.Issuer()})); !strings.Contains(say, "r: signed out; the tokens are revoked") {
+		t.Errorf("logout: %s", say)
+	}
+	if access, refresh := as.Live(); access != 0 || refresh != 0 {
+		t.Errorf("%d access and %d refresh tokens are live", access, refresh)
+	}
+}
+
+// signIn signs in to the remote r.
+func signIn(t *testing.T, client *authtest.Client) {
+	t.Helper()
+	required, _ := client.Call("r_echo", nil).Meta[metaAuthRequired].(map[string]any)
+	url, _ := required["auth_url"].(string)
+	authtest.NewBrowser(t).Open(url)
+	if result := client.Call("r_echo", map[string]any{"text": "in"}); authtest.Text(result) != "in" {
+		t.Fatalf("not signed in: %s", authtest.Text(result))
 	}
 }
 

@@ -587,7 +587,7 @@ func (g *Gateway) toSignOut(v *view, name, issuer string, all bool) (remotes []s
 		if all && server.Auth.ByLogin() {
 			continue // it ends with the login
 		}
-		if all || held.SignedIn && held.Issuer == issuer {
+		if all || held.Issuer == issuer { // also what is refused at the moment
 			remotes = append(remotes, server.Name)
 		}
 	}
@@ -638,9 +638,9 @@ func (g *Gateway) signOut(ctx context.Context, c caller, remote string) (say str
 	case err != nil:
 		g.failed(ctx, c, remote, "signing out", err)
 		return notSignedOut(remote, revoked, err), err
-	case !held.SignedIn && held.Pending != nil:
+	case !held.SignedIn && !revoked && held.Pending != nil:
 		return remote + ": you were not signed in; the pending sign-in is cancelled and its link works no more.", nil
-	case !held.SignedIn:
+	case !held.SignedIn && !revoked:
 		return "", nil
 	}
 	g.signedOut(ctx, c.view.principal, remote, revoked)
