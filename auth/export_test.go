@@ -17,7 +17,7 @@ func (b *Broker) KeepLogin(ctx context.Context, p Principal, id, access string, 
 	return b.keepLogin(ctx, p, d, &endpoint.Answer{ID: secret.New(id), Access: secret.New(access), ExpiresIn: lives})
 }
 
-// AtPoint calls f at each named point of the file store's writes.
+// AtPoint calls f, nil: nothing, at each named point of the file store's work.
 func AtPoint(f func(point string)) { reached = f }
 
 // GrantName is what a store's watch calls the grant under a key.

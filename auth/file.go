@@ -544,7 +544,9 @@ func (f *File) read(bucket, name string) (Record, []byte, error) {
 		return Record{}, nil, fmt.Errorf("reading a record: %w", err)
 	}
 	r, err := f.keySet().open(bucket, name, envelope)
-	if errors.Is(err, ErrWrongKey) && f.reloadKeys() {
+	if errors.Is(err, ErrWrongKey) {
+		reach("unknown key")
+		f.reloadKeys() // or somebody else has, a moment ago
 		r, err = f.keySet().open(bucket, name, envelope)
 	}
 	if errors.Is(err, ErrWrongKey) {
@@ -556,20 +558,17 @@ func (f *File) read(bucket, name string) (Record, []byte, error) {
 
 // reloadKeys reads the key file again: another process may have started with a
 // new first key.
-func (f *File) reloadKeys() bool {
+func (f *File) reloadKeys() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
 	if f.keyFile == "" || now.Sub(f.keysRead) < reloadPause {
-		return false
+		return
 	}
 	f.keysRead = now
-	keys, err := readKeyFile(f.keyFile)
-	if err != nil {
-		return false
+	if keys, err := readKeyFile(f.keyFile); err == nil {
+		f.keys = keys
 	}
-	f.keys = keys
-	return true
 }
 
 // present returns the live record. Its stripe is locked.
@@ -740,7 +739,8 @@ func syncDir(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// reached is nil but in tests, which end the process at a point of a write.
+// reached is nil but in tests, which end the process at a point of a write, or
+// have others arrive there, too.
 var reached func(point string)
 
 func reach(point string) {

@@ -292,7 +292,7 @@ func TestWrongKey(t *testing.T) {
 }
 
 // A new first line seals everything anew; then the old line can go. A process
-// that runs on learns the new key from the file.
+// that runs on learns the new key from the file, for all who read at once.
 func TestKeyRotation(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	keys := filepath.Join(t.TempDir(), "keys")
@@ -300,6 +300,7 @@ func TestKeyRotation(t *testing.T) {
 	keyFile(t, keys, first)
 	c := auth.FileConfig{Dir: dir, KeyFile: keys, Log: discard}
 	running := openFile(t, c)
+	busy := openFile(t, c)
 	expires := time.Now().Add(time.Hour)
 	versions := map[string]uint64{}
 	for i := range 10 {
@@ -314,6 +315,23 @@ func TestKeyRotation(t *testing.T) {
 	openFile(t, c)
 	keyFile(t, keys, second)
 	rotated := openFile(t, c)
+	var arrived, readers sync.WaitGroup
+	arrived.Add(2)
+	auth.AtPoint(func(point string) {
+		if point == "unknown key" {
+			arrived.Done()
+			arrived.Wait() // one of them reads the key file
+		}
+	})
+	for range 2 {
+		readers.Go(func() {
+			if _, err := busy.Get(t.Context(), "b", "0"); err != nil {
+				t.Errorf("read with another: %v", err)
+			}
+		})
+	}
+	readers.Wait()
+	auth.AtPoint(nil)
 	for _, f := range []*auth.File{running, rotated} {
 		for key, version := range versions {
 			r, err := f.Get(t.Context(), "b", key)
