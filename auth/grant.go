@@ -161,6 +161,7 @@ func (g *grant) recordExpires(now time.Time) time.Time {
 
 // receive makes the grant that a token answer brings.
 func (g *grant) receive(a *endpoint.Answer, now time.Time) *grant {
+	now = now.Round(0) // the monotonic clock may stop while the machine sleeps; tokens age
 	next := &grant{grantFacts: g.grantFacts, ClientSecret: g.ClientSecret, Access: a.Access, Refresh: a.Refresh, ID: a.ID}
 	// RFC 6749 section 6: "The authorization server MAY issue a new refresh
 	// token, in which case the client MUST discard the old refresh token and

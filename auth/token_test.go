@@ -46,6 +46,16 @@ func TestUnionScopes(t *testing.T) {
 	}
 }
 
+// A token expires by the clock on the wall, also on a machine that has slept.
+func TestExpiryWithoutMonotonicClock(t *testing.T) {
+	g := (&grant{}).receive(&endpoint.Answer{Access: secret.New("a"), Refresh: secret.New("r"), ExpiresIn: time.Hour}, time.Now())
+	for what, at := range map[string]time.Time{"Obtained": g.Obtained, "RefreshAt": g.RefreshAt, "Expires": g.Expires} {
+		if at.IsZero() || at != at.Round(0) { // == sees the monotonic reading, which Round drops
+			t.Errorf("%s is %v", what, at)
+		}
+	}
+}
+
 // Nothing that marshals or prints a grant, a flow or a state shows its secrets.
 func TestRecordsHideSecrets(t *testing.T) {
 	const canary = "canary-90d2"
