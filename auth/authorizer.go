@@ -29,6 +29,18 @@ func (b *Broker) Authorizer(p Principal, remote string) *Authorizer {
 	return &Authorizer{b: b, key: key{p, remote}, remote: b.remotes[remote], silent: b.silent[remote]}
 }
 
+type noRefreshKey struct{}
+
+// NoRefresh marks what nobody waits for, such as an event stream that is opened
+// again: a grant that nobody uses is not to be refreshed for ever. [Authorizer.Token]
+// and [Authorizer.Renew] return [ErrRefreshDue] where they would have to.
+func NoRefresh(ctx context.Context) context.Context {
+	return context.WithValue(ctx, noRefreshKey{}, true)
+}
+
+// MayRefresh reports whether ctx is none of [NoRefresh].
+func MayRefresh(ctx context.Context) bool { return ctx.Value(noRefreshKey{}) == nil }
+
 // Token returns the token to send, or nil if there is none that could be good:
 // then the request goes without, and the remote says what it wants. It
 // refreshes where that helps, waiting for it only if the old token has expired.
@@ -52,7 +64,7 @@ func (a *Authorizer) own(ctx context.Context) (*oauth2.Token, error) {
 	if h == nil || err != nil {
 		return nil, err
 	}
-	token, call, err := b.tokenOf(h)
+	token, call, err := b.tokenOf(h, MayRefresh(ctx))
 	if call == nil {
 		if token == nil && err == nil && h.spent() {
 			b.forget(a.key) // the store remembers it, for a while
@@ -76,8 +88,9 @@ func (a *Authorizer) own(ctx context.Context) (*oauth2.Token, error) {
 	return nil, call.err
 }
 
-// tokenOf returns the token of a hold, or the refresh to wait for.
-func (b *Broker) tokenOf(h *hold) (*oauth2.Token, *refreshCall, error) {
+// tokenOf returns the token of a hold, or the refresh to wait for, which it may
+// start.
+func (b *Broker) tokenOf(h *hold, mayStart bool) (*oauth2.Token, *refreshCall, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	g := h.grant
@@ -87,13 +100,15 @@ func (b *Broker) tokenOf(h *hold) (*oauth2.Token, *refreshCall, error) {
 	now := b.now()
 	mayRefresh := g.refreshable() && !now.Before(h.retryAt)
 	if g.valid(now) {
-		if mayRefresh && !g.RefreshAt.IsZero() && !now.Before(g.RefreshAt) && !g.inDoubt() {
+		if mayStart && mayRefresh && !g.RefreshAt.IsZero() && !now.Before(g.RefreshAt) && !g.inDoubt() {
 			b.refreshLocked(h, false)
 		}
 		t := *h.token
 		return &t, nil, nil
 	}
 	switch {
+	case mayRefresh && h.refreshing == nil && !mayStart:
+		return nil, nil, ErrRefreshDue
 	case mayRefresh || h.refreshing != nil:
 		return nil, b.refreshLocked(h, false), nil
 	case !g.refreshable() || h.final:
@@ -192,6 +207,9 @@ func (a *Authorizer) renewOwn(ctx context.Context, resp *http.Response) error {
 	case h.refreshing == nil && now.Before(h.retryAt):
 		defer h.mu.Unlock()
 		return h.lastErr
+	case h.refreshing == nil && !MayRefresh(ctx):
+		h.mu.Unlock()
+		return ErrRefreshDue
 	}
 	h.forcedAt = now
 	call := b.refreshLocked(h, true)

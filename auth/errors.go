@@ -14,6 +14,8 @@ var (
 	ErrDisabled = errors.New("OAuth sign-in is switched off in the config")
 	// ErrSignInNeeded: no silent way to a token is left.
 	ErrSignInNeeded = errors.New("sign-in needed")
+	// ErrRefreshDue: only a refresh would help, and nobody waits for one ([NoRefresh]).
+	ErrRefreshDue = errors.New("the token has to be refreshed first, which is left to a call")
 	// ErrNoSignIn: the remote neither asks for a sign-in nor says how to do one.
 	ErrNoSignIn = errors.New("the remote does not offer a sign-in")
 	// ErrFlowUnknown: no such link, or it has expired.

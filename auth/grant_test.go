@@ -69,6 +69,37 @@ func TestRefreshInTheBackground(t *testing.T) {
 	}
 }
 
+// A stream that nobody waits for uses what is valid and refreshes nothing,
+// however often it is opened again; it is served once a call has refreshed.
+func TestNoRefresh(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	a, ctx := w.Authorizer(auth.Local, "r0"), auth.NoRefresh(t.Context())
+	w.clock.Advance(57 * time.Minute) // a call would refresh in the background
+	token, err := a.Token(ctx)
+	if err != nil || token == nil {
+		t.Fatalf("a token that is valid: %v, %v", token != nil, err)
+	}
+	if err := a.Renew(ctx, w.unauthorized("r0", token.AccessToken)); !errors.Is(err, auth.ErrRefreshDue) {
+		t.Errorf("refused by the remote: %v", err)
+	}
+	w.clock.Advance(time.Hour)
+	for range 5 {
+		if token, err := a.Token(ctx); token != nil || !errors.Is(err, auth.ErrRefreshDue) {
+			t.Errorf("expired: %v, %v", token != nil, err)
+		}
+	}
+	w.Close() // which waits for what has been begun
+	if n := w.p.count(&w.p.refreshes); n != 0 {
+		t.Fatalf("%d refreshes for a stream", n)
+	}
+	w.Broker = w.broker(1, nil)
+	called := w.token(auth.Local, "r0")
+	if token, err := w.Authorizer(auth.Local, "r0").Token(ctx); err != nil || token == nil || token.AccessToken != called {
+		t.Errorf("after a call: %v, %v", token != nil, err)
+	}
+}
+
 // Many wait for one refresh of an expired token, each under its own context.
 func TestRefreshOfAnExpiredToken(t *testing.T) {
 	w := newWorld(t, 1, nil)

@@ -128,7 +128,7 @@ func (c *connection) subscribe(l *link) (*stream, error) {
 		acknowledge()
 		return nil, nil
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
+	ctx, cancel := context.WithCancel(auth.NoRefresh(l.ctx)) // it comes back when a call has refreshed
 	s := &stream{cancel: cancel, acked: make(chan struct{}), done: make(chan struct{})}
 	in := l.incoming(nil)
 	heard, acked := in.notify, false
@@ -182,7 +182,7 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		if err != nil {
 			return false
 		}
-		began, outdated := time.Now(), false
+		began, outdated, failed := time.Now(), false, false
 		c.mu.Lock()
 		changed := c.listens.changed
 		c.mu.Unlock()
@@ -191,6 +191,7 @@ func (c *connection) keepListening(l *link) (silent bool) {
 			select {
 			case <-next.acked:
 			case <-next.done:
+				failed = next.err != nil
 			case <-changed:
 				outdated = true // and perhaps it never answers
 			case <-timer.C: // it may work all the same
@@ -204,7 +205,7 @@ func (c *connection) keepListening(l *link) (silent bool) {
 		if current != nil {
 			current.end()
 		}
-		if current = next; current != nil && lost {
+		if current = next; current != nil && lost && !failed {
 			c.changed() // what was said in between is lost
 		}
 		var done chan struct{}

@@ -37,6 +37,8 @@ type Remote struct {
 }
 
 // Authorizer is what [auth.Authorizer] does for one principal at one remote.
+//
+// Streams ask under [auth.NoRefresh]: then only what is at hand is of use.
 type Authorizer interface {
 	// Token returns the token to send, or nil if there is none.
 	Token(ctx context.Context) (*oauth2.Token, error)

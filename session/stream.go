@@ -137,8 +137,9 @@ func (c *connection) stream(l *link, again bool) (opened bool, err error) {
 	header["Accept"] = []string{typeStream}
 	delete(header, "Content-Type")
 	var resp *http.Response
-	err = c.wire.authorized(l.ctx, false, func() (err error) {
-		resp, err = c.wire.get(l.ctx, header)
+	ctx := auth.NoRefresh(l.ctx) // it comes back when a call has refreshed
+	err = c.wire.authorized(ctx, false, func() (err error) {
+		resp, err = c.wire.get(ctx, header)
 		return err
 	})
 	l.streamKnown()

@@ -1,13 +1,17 @@
 package session
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/oauth2"
 
 	"gatehouse/auth"
 )
@@ -228,6 +232,75 @@ func TestStreamAfterSignIn(t *testing.T) {
 	}
 	if challenges, _ := d.count(); challenges != 0 {
 		t.Errorf("the stream asked for a sign-in %d times", challenges)
+	}
+}
+
+// expiring is an Authorizer whose token a call refreshes, and nothing else.
+type expiring struct {
+	door
+	expired, refreshed atomic.Bool
+	asked              chan struct{} // by a stream, in vain
+}
+
+func (e *expiring) Token(ctx context.Context) (*oauth2.Token, error) {
+	switch {
+	case !e.expired.Load():
+	case auth.MayRefresh(ctx):
+		e.expired.Store(false)
+		e.refreshed.Store(true)
+	default:
+		e.asked <- struct{}{}
+		return nil, auth.ErrRefreshDue
+	}
+	return e.door.Token(ctx)
+}
+
+// TestStreamRefreshesNothing: a stream that is cut when the token has expired
+// waits until a call has refreshed it.
+func TestStreamRefreshesNothing(t *testing.T) {
+	legacy, _, cut, opened := streaming(t)
+	modern, over := newModern(t), make(chan struct{})
+	modern.handle("subscriptions/listen", func(w http.ResponseWriter, r *http.Request, m received) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/subscriptions/acknowledged\",\"params\":{}}\n\n")
+		w.(http.Flusher).Flush()
+		opened <- m.Header
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	})
+	for _, tt := range []struct {
+		era string
+		f   *fake
+		cut func()
+	}{
+		{"legacy", legacy, func() { cut <- struct{}{} }},
+		{"modern", modern, func() { close(over) }},
+	} {
+		t.Run(tt.era, func(t *testing.T) {
+			e := &expiring{door: door{remote: "notes", token: "T"}, asked: make(chan struct{}, 100)}
+			r := newRemoteFor(t, "notes", tt.f.URL)
+			r.Authorizer = func(auth.Principal) Authorizer { return e }
+			s := open(t, r)
+			settled(t, s)
+			<-opened
+			e.expired.Store(true)
+			tt.cut()
+			for range 2 {
+				<-e.asked
+			}
+			for len(opened) > 0 {
+				<-opened // one that another has followed
+			}
+			if e.refreshed.Load() {
+				t.Error("refreshed for a stream")
+			}
+			if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			<-opened
+		})
 	}
 }
 
