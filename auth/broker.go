@@ -138,12 +138,14 @@ type Broker struct {
 	wg     sync.WaitGroup
 
 	// A hold's own lock is taken first where both are needed.
-	mu     sync.RWMutex // guards what follows
-	closed bool         // no more work is added to wg
-	holds  map[key]*hold
-	loans  map[key]loan // by who borrows
-	starts map[key]*startCall
-	seal   cipher.AEAD // of what browsers carry; nil: not needed yet
+	mu       sync.RWMutex // guards what follows
+	closed   bool         // no more work is added to wg
+	holds    map[key]*hold
+	named    map[string]*hold // the same, by the names of their records
+	maxHolds int              // beyond which those leave that nobody uses
+	loans    map[key]loan     // by who borrows
+	starts   map[key]*startCall
+	seal     cipher.AEAD // of what browsers carry; nil: not needed yet
 }
 
 // New checks the config and makes a broker of it.
@@ -228,10 +230,12 @@ func New(c Config) (*Broker, error) {
 		exchanger: exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now, Fetched: func(t *exchange.Target, outcome, issued string) {
 			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
 		}}),
-		gates:  gates,
-		holds:  map[key]*hold{},
-		loans:  map[key]loan{},
-		starts: map[key]*startCall{},
+		gates:    gates,
+		holds:    map[key]*hold{},
+		named:    map[string]*hold{},
+		maxHolds: maxHolds,
+		loans:    map[key]loan{},
+		starts:   map[key]*startCall{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()
@@ -264,22 +268,14 @@ func (b *Broker) changedElsewhere(bucket, name string) {
 	if bucket != bucketGrants {
 		return
 	}
-	if h := b.holdNamed(name); h != nil {
+	b.mu.RLock()
+	h := b.named[name]
+	b.mu.RUnlock()
+	if h != nil {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.seenAt = time.Time{}
 	}
-}
-
-func (b *Broker) holdNamed(name string) *hold {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	for _, h := range b.holds {
-		if h.name == name {
-			return h
-		}
-	}
-	return nil
 }
 
 // Close ends the work that is under way and waits for it. A second call does

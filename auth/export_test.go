@@ -20,6 +20,10 @@ func (b *Broker) KeepLogin(ctx context.Context, p Principal, id, access string, 
 // AtPoint calls f, nil: nothing, at each named point of the file store's work.
 func AtPoint(f func(point string)) { reached = f }
 
+// MaxHolds lets a broker keep so many grants in memory, and Holds counts them.
+func (b *Broker) MaxHolds(n int) { b.maxHolds = n }
+func (b *Broker) Holds() int     { return len(b.holds) }
+
 // GrantName is what a store's watch calls the grant under a key.
 func GrantName(key string) string { return hash(bucketGrants, key) }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -197,14 +198,15 @@ func (g *grant) receive(a *endpoint.Answer, now time.Time) *grant {
 // hold is a grant in memory, and what is being done to it.
 type hold struct {
 	key    key
+	name   string // of its record, where the store tells of changes
 	remote *Remote
+	usedAt atomic.Int64 // when somebody last asked for it, in nanoseconds
 
 	mu      sync.Mutex // guards what follows; never held over the network or the store
 	grant   *grant
 	version uint64
 	token   *oauth2.Token // what Token hands out copies of
 	dead    bool          // signed out or ended: the store has no such grant
-	name    string        // of its record in a store that tells of changes
 	seenAt  time.Time     // when a shared store was last looked at
 	unsaved bool          // the store could not take the grant
 
@@ -256,6 +258,7 @@ func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
 	h := b.holds[k]
 	b.mu.RUnlock()
 	if h != nil {
+		h.usedAt.Store(b.now().UnixNano())
 		return b.current(ctx, h, seenFor), nil
 	}
 	g, version, err := b.readGrant(ctx, k)
@@ -341,8 +344,10 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	h := b.holds[k]
 	if h == nil {
 		h = &hold{key: k, name: hash(bucketGrants, k.store()), remote: r}
-		b.holds[k] = h
+		b.makeRoomLocked()
+		b.holds[k], b.named[h.name] = h, h
 	}
+	h.usedAt.Store(b.now().UnixNano())
 	b.mu.Unlock()
 	h.set(g, version)
 	// A sign-out that deleted the record before the hold was there has not seen
@@ -358,6 +363,36 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	h.seenAt = b.now()
 	h.mu.Unlock()
 	return h, nil
+}
+
+const (
+	maxHolds  = 10_000
+	idleAfter = 5 * time.Minute // longer than whoever has asked for a hold, or refreshes it, is at it
+	idleLooks = 100             // at holds, until some are found that may leave
+)
+
+// makeRoomLocked lets some holds leave memory that nobody uses, if there are too
+// many: the store has their grants. b.mu is held.
+func (b *Broker) makeRoomLocked() {
+	if len(b.holds) < b.maxHolds {
+		return
+	}
+	before, looks := b.now().Add(-idleAfter).UnixNano(), 0
+	for k, h := range b.holds { // in no order
+		if looks++; looks > idleLooks {
+			return
+		}
+		// Whoever has the lock uses the hold; b.mu must not wait for it.
+		if h.usedAt.Load() > before || !h.mu.TryLock() {
+			continue
+		}
+		idle := h.refreshing == nil && !h.unsaved
+		h.mu.Unlock()
+		if idle {
+			delete(b.holds, k)
+			delete(b.named, h.name)
+		}
+	}
 }
 
 // readGrant reads a grant from the store and checks whose it is.
@@ -427,7 +462,10 @@ func (b *Broker) endGrant(ctx context.Context, h *hold, bad *grant) error {
 func (b *Broker) forget(k key) {
 	b.mu.Lock()
 	h := b.holds[k]
-	delete(b.holds, k)
+	if h != nil {
+		delete(b.holds, k)
+		delete(b.named, h.name)
+	}
 	b.mu.Unlock()
 	if h != nil {
 		h.mu.Lock()

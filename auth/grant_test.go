@@ -142,6 +142,42 @@ func TestRefreshOfAnExpiredToken(t *testing.T) {
 	}
 }
 
+// However many users there are, a few grants are in memory, beside those in use;
+// everybody gets their own all the same.
+func TestGrantsInMemoryAreBounded(t *testing.T) {
+	const users, most = 20, 3
+	w := newWorld(t, 1, nil)
+	w.p.set(func() { w.p.rotate = true })
+	w.MaxHolds(most)
+	p := func(i int) auth.Principal { return auth.SessionPrincipal(fmt.Sprint("user-", i)) }
+	tokens := map[string]bool{}
+	for i := range users {
+		w.signIn(p(i), "r0")
+		tokens[w.token(p(i), "r0")] = true
+	}
+	if n := w.Holds(); n != users {
+		t.Errorf("%d grants are in memory while all are in use, want %d", n, users)
+	}
+	w.clock.Advance(10 * time.Minute) // all are silent
+	w.signIn(p(users), "r0")
+	for range 2 {
+		for i := range users {
+			w.clock.Advance(10 * time.Minute) // the others are silent
+			token := w.token(p(i), "r0")
+			if token == "" {
+				t.Errorf("user %d has no token", i)
+			}
+			tokens[token] = true
+			if n := w.Holds(); n > most {
+				t.Errorf("%d grants are in memory, want %d at most", n, most)
+			}
+		}
+	}
+	if len(tokens) < 2*users {
+		t.Errorf("%d tokens for %d users", len(tokens), users)
+	}
+}
+
 // TestClockSteps: a clock that steps back or forth by minutes costs nothing; one
 // that has slept past the expiry finds the token expired, and renews it once.
 func TestClockSteps(t *testing.T) {
