@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -88,9 +87,12 @@ func openStore(ctx context.Context, cfg *gateway.Config, fallback string, log *s
 		c.Dir = dir
 	}
 	if s.Keyring {
-		_, err := os.Stat(c.Dir)
-		if c.Keys, err = auth.KeyringKeys(ctx, "store "+c.Dir, errors.Is(err, fs.ErrNotExist)); err != nil {
-			return nil, usageError{fmt.Errorf("gateway.store.keyring: %w", err)}
+		c.AskKeys = func(fresh bool) (secret.Text, error) {
+			keys, err := auth.KeyringKeys(ctx, "store "+c.Dir, fresh)
+			if err != nil {
+				return keys, fmt.Errorf("gateway.store.keyring: %w", err)
+			}
+			return keys, nil
 		}
 	}
 	store, err := auth.OpenFile(c)

@@ -30,6 +30,10 @@ type FileConfig struct {
 	KeyFile string
 	// Keys are the keys themselves, in the form of the key file, instead of one.
 	Keys secret.Text
+	// AskKeys returns them, instead of both: from a keychain, say ([KeyringKeys]).
+	// It is asked by one process at a time. fresh says that the store is new, so
+	// that a key may be made for it.
+	AskKeys func(fresh bool) (secret.Text, error)
 
 	MaxRecords map[string]int   // per bucket; a bucket not named: 100,000
 	Log        *slog.Logger     // required
@@ -115,8 +119,8 @@ func openFile(c FileConfig) (*File, error) {
 	switch {
 	case c.Dir == "" || c.Log == nil:
 		return nil, errors.New("auth: Dir and Log are required")
-	case c.KeyFile != "" && !c.Keys.IsEmpty():
-		return nil, fmt.Errorf("%w: either a file or the keys themselves", ErrKey)
+	case c.KeyFile != "" && !c.Keys.IsEmpty(), c.AskKeys != nil && (c.KeyFile != "" || !c.Keys.IsEmpty()):
+		return nil, fmt.Errorf("%w: either a file, the keys themselves, or AskKeys", ErrKey)
 	}
 	f := &File{
 		dir: c.Dir, limits: c.MaxRecords, log: c.Log, now: c.Now,
@@ -155,7 +159,11 @@ func openFile(c FileConfig) (*File, error) {
 
 // unseal gets the keys and sees that they are the right ones, alone.
 func (f *File) unseal(c FileConfig) error {
-	ctx, cancel := context.WithTimeout(context.Background(), openTime)
+	limit := openTime
+	if c.AskKeys != nil {
+		limit += keyringTime // whoever is first may have to be asked something
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	if err := f.lockedBy(ctx, f.master); errors.Is(err, context.DeadlineExceeded) {
 		return errors.New("another process is opening it and does not get done")
@@ -169,7 +177,13 @@ func (f *File) unseal(c FileConfig) error {
 		return err
 	}
 	made := err == nil || len(f.bucketNames()) > 0
-	if c.Keys.IsEmpty() {
+	keys := c.Keys
+	if c.AskKeys != nil {
+		if keys, err = c.AskKeys(!made); err != nil {
+			return err
+		}
+	}
+	if keys.IsEmpty() && c.AskKeys == nil {
 		f.keyFile = c.KeyFile
 		if f.keyFile == "" {
 			f.keyFile = f.path("key")
@@ -183,7 +197,7 @@ func (f *File) unseal(c FileConfig) error {
 		// Read again what was written: that is what the next start will find.
 		f.keys, err = readKeyFile(f.keyFile)
 	} else {
-		f.keys, err = parseKeys([]byte(c.Keys.Value()))
+		f.keys, err = parseKeys([]byte(keys.Value()))
 	}
 	if err != nil {
 		return err

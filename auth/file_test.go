@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -467,6 +469,40 @@ func TestKeyIsMadeOnce(t *testing.T) {
 	}
 	if _, err := auth.OpenFile(c); !errors.Is(err, auth.ErrKey) {
 		t.Errorf("a store whose key is gone: %v, want %v", err, auth.ErrKey)
+	}
+}
+
+// A keychain, too, is asked for a new key once, by one process at a time, also if
+// the directory is there already.
+func TestKeysAreAskedForAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var asking, made atomic.Int32
+	key := keyLine()
+	ask := func(fresh bool) (secret.Text, error) {
+		if asking.Add(1) != 1 {
+			t.Error("asked by two at once")
+		}
+		defer asking.Add(-1)
+		if fresh {
+			made.Add(1)
+		}
+		runtime.Gosched()
+		return secret.New(key), nil
+	}
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() { openFile(t, auth.FileConfig{Dir: dir, AskKeys: ask, Log: discard}) })
+	}
+	wg.Wait()
+	if n := made.Load(); n != 1 {
+		t.Errorf("a key was to be made %d times", n)
+	}
+	none := func(bool) (secret.Text, error) { return secret.Text{}, auth.ErrKey }
+	if _, err := auth.OpenFile(auth.FileConfig{Dir: dir, AskKeys: none, Log: discard}); !errors.Is(err, auth.ErrKey) {
+		t.Errorf("no key: %v", err)
 	}
 }
 
