@@ -310,8 +310,12 @@ func (c *command) terminal(ctx context.Context, pages bool, remote ...string) (*
 			return nil, usageError{errors.New(say)}
 		}
 	}
-	if cfg.Gateway.Store.Type == "memory" {
-		return nil, usageError{errors.New("the config keeps sign-ins in memory (gateway.store.type), where no other process can see them: ask the running gateway by its tool gateway_status, gateway_login or gateway_logout")}
+	const ask = ": ask the running gateway by its tool gateway_status, gateway_login or gateway_logout"
+	switch cfg.Gateway.Store.Type {
+	case "memory":
+		return nil, usageError{errors.New("the config keeps sign-ins in memory (gateway.store.type), where no other process can see them" + ask)}
+	case "redis":
+		return nil, usageError{errors.New("the config keeps sign-ins in Redis (gateway.store.type), where those of many users are; this command is for those of one user on this machine" + ask)}
 	}
 	return openLocal(ctx, cfg, log, pages)
 }

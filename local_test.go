@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -160,30 +161,25 @@ func TestPagesMoved(t *testing.T) {
 	echo(t, client, "notes_echo", "at the new place")
 }
 
-// TestCommands: status, login and logout beside a running gateway.
-func TestCommands(t *testing.T) {
-	t.Parallel()
-	as := authtest.NewAS(t)
-	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
-	state, file := t.TempDir(), writeConfig(t, onPort(t, "notes", remote.URL))
-	command := func(args ...string) *exec.Cmd {
-		cmd := exec.Command("gatehouse", append(args[:1:1], append([]string{"--config", file}, args[1:]...)...)...)
-		cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
-		return cmd
-	}
-	output := func(args ...string) string {
-		t.Helper()
-		out, err := command(args...).CombinedOutput()
-		if err != nil {
-			t.Errorf("%v: %v", args, err)
-		}
-		return string(out)
-	}
-	if out := output("status"); !strings.Contains(out, "notes: sign-in needed") || strings.Contains(out, "/connect/") {
-		t.Errorf("status: %s", out)
-	}
+// commandIn is a command on the sign-ins that a state directory holds.
+func commandIn(state, file string, args ...string) *exec.Cmd {
+	cmd := exec.Command("gatehouse", append([]string{args[0], "--config", file}, args[1:]...)...)
+	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+state)
+	return cmd
+}
 
-	login := command("login", "notes")
+func outputOf(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %v", cmd.Args[1:], err)
+	}
+	return string(out)
+}
+
+// loginBy runs `gatehouse login notes` and does what it says.
+func loginBy(t *testing.T, login *exec.Cmd) {
+	t.Helper()
 	stdout, err := login.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +201,46 @@ func TestCommands(t *testing.T) {
 	if err := login.Wait(); err != nil {
 		t.Errorf("login: %v", err)
 	}
+}
 
+// TestCommandsBesideStdio: what the commands do to the sign-ins holds for the
+// gateway that runs meanwhile.
+func TestCommandsBesideStdio(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	cfg, state := onPort(t, "notes", remote.URL), t.TempDir()
+	file := writeConfig(t, cfg)
+	client := stdioClient(t, startStdioIn(t, state, cfg))
+	link(t, client.Call("notes_echo", nil), "notes")
+	loginBy(t, commandIn(state, file, "login", "notes"))
+	echo(t, client, "notes_echo", "signed in by the command")
+	if out := outputOf(t, commandIn(state, file, "status")); !strings.Contains(out, "signed in") {
+		t.Errorf("status: %s", out)
+	}
+	if out := outputOf(t, commandIn(state, file, "logout", "notes")); !strings.Contains(out, "revoked") {
+		t.Errorf("logout: %s", out)
+	}
+	for begun := time.Now(); asked(client.Call("notes_echo", map[string]any{"text": "x"})).Status == ""; {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("the logout is not seen")
+		}
+	}
+}
+
+// TestCommands: status, login and logout on sign-ins that no gateway uses.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	as := authtest.NewAS(t)
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	state, file := t.TempDir(), writeConfig(t, onPort(t, "notes", remote.URL))
+	command := func(args ...string) *exec.Cmd { return commandIn(state, file, args...) }
+	output := func(args ...string) string { t.Helper(); return outputOf(t, command(args...)) }
+	if out := output("status"); !strings.Contains(out, "notes: sign-in needed") || strings.Contains(out, "/connect/") {
+		t.Errorf("status: %s", out)
+	}
+
+	loginBy(t, command("login", "notes"))
 	if out := output("status"); !regexp.MustCompile(`notes: connected, 3 tools, server authtest \S+, protocol 20\S+; signed in`).MatchString(out) {
 		t.Errorf("status: %s", out)
 	}
