@@ -140,22 +140,41 @@ func TestLostAnswerAndARefusedToken(t *testing.T) {
 	}
 }
 
-// A server that answers with a failure has not used the token up: it is asked
-// again before the access token ends.
-func TestFailureIsNoLostAnswer(t *testing.T) {
-	w := newFileWorld(t, 1)
-	w.p.set(func() {
-		w.p.rotate = true
-		w.p.token = grab(http.StatusServiceUnavailable, "text/plain", "")
-	})
-	w.signInDespite()
-	first := w.token(auth.Local, "r0")
-	w.clock.Advance(56 * time.Minute)
-	w.token(auth.Local, "r0")
-	eventually(t, "the failed refresh", func() bool { return logLines(w.world, "refresh failed") == 1 })
-	w.p.set(func() { w.p.token = nil })
-	w.clock.Advance(time.Minute)
-	eventually(t, "the refresh", func() bool { return w.token(auth.Local, "r0") != first })
+// A server that cannot handle a request has not used the token up: it is asked
+// again before the access token ends. One that failed may have, and is not.
+func TestFailureAndLostAnswer(t *testing.T) {
+	for status, again := range map[int]bool{
+		http.StatusServiceUnavailable: true, http.StatusTooManyRequests: true,
+		http.StatusInternalServerError: false, http.StatusBadGateway: false, http.StatusGatewayTimeout: false,
+	} {
+		w := newFileWorld(t, 1)
+		w.p.set(func() {
+			w.p.rotate = true
+			w.p.token = grab(status, "text/plain", "")
+		})
+		w.signInDespite()
+		first := w.token(auth.Local, "r0")
+		w.clock.Advance(56 * time.Minute)
+		w.token(auth.Local, "r0")
+		eventually(t, "the failed refresh", func() bool { return logLines(w.world, "refresh failed") == 1 })
+		w.Close() // which waits for its end
+		w.Broker = w.broker(1, nil)
+		w.p.set(func() { w.p.token = nil })
+		w.clock.Advance(time.Minute)
+		if again {
+			eventually(t, "the refresh", func() bool { return w.token(auth.Local, "r0") != first })
+			continue
+		}
+		for range 5 {
+			if w.token(auth.Local, "r0") != first {
+				t.Fatalf("%d: the token that lives is not used", status)
+			}
+		}
+		w.clock.Advance(30 * time.Minute) // it has expired
+		if got := w.token(auth.Local, "r0"); got == "" || got == first {
+			t.Errorf("%d: token %q: the grant is lost", status, got)
+		}
+	}
 }
 
 // signInDespite signs in while the token endpoint refuses everything else.

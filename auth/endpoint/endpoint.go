@@ -98,8 +98,10 @@ func (e *Error) Refused() bool {
 // nobody knows its answer.
 func (e *Error) Unanswered() bool {
 	switch {
-	case e.Status == http.StatusBadGateway, e.Status == http.StatusGatewayTimeout:
-		return true // of somebody in between
+	case e.Status >= 500:
+		// Of somebody in between, or of a server that failed half-way; RFC 9110
+		// section 15.6.4: 503 is from one that is "unable to handle the request".
+		return e.Status != http.StatusServiceUnavailable
 	case e.Status != 0:
 		return e.Code == "" && e.Status < 300
 	case e.Err == nil, errors.Is(e.Err, guard.ErrBlocked):

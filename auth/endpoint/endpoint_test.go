@@ -155,3 +155,18 @@ func TestPostAuthenticates(t *testing.T) {
 		t.Errorf("an unsupported method: %v, sent: %v", err, got != nil)
 	}
 }
+
+// TestUnanswered: who failed half-way may have used a refresh token up; who has
+// decided, or could not begin, has not.
+func TestUnanswered(t *testing.T) {
+	for status, want := range map[int]bool{
+		200: true, 400: false, 401: false, 404: false, 429: false, 500: true, 501: true, 502: true, 503: false, 504: true,
+	} {
+		if got := (&Error{Status: status}).Unanswered(); got != want {
+			t.Errorf("%d: %v, want %v", status, got, want)
+		}
+	}
+	if (&Error{Status: 200, Code: "invalid_grant"}).Unanswered() {
+		t.Error("an error with status 200 is an answer")
+	}
+}
