@@ -136,9 +136,12 @@ func (s SharedRedis) Pause(d time.Duration) {
 	s.s.cmd.Process.Signal(syscall.SIGCONT)
 }
 
-// Restart kills the server and starts it again.
+// Stop kills the server.
+func (s SharedRedis) Stop() { s.s.stop(syscall.SIGKILL) }
+
+// Restart kills the server, if that has not been done, and starts it again.
 func (s SharedRedis) Restart() {
-	s.s.stop(syscall.SIGKILL)
+	s.Stop()
 	s.s.start()
 }
 
