@@ -27,11 +27,13 @@ import (
 	"gatehouse/auth/authtest"
 )
 
-// TestRealProvider: the walk with zitadel's provider and its login form.
+// TestRealProvider: the walk with zitadel's provider and its login form, and
+// several refreshes there, of which each rotates the refresh token.
 func TestRealProvider(t *testing.T) {
 	t.Parallel()
-	op := authtest.NewOP(t, authtest.OPConfig{})
+	op := authtest.NewOP(t, authtest.OPConfig{TokenLife: 3 * time.Second})
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: op})
+	remote.Set(func(k *authtest.RemoteKnobs) { k.Scopes = []string{"openid"} }) // with which offline_access is asked for
 	gw := startServe(t, config("", "notes", remote.URL))
 	client := authtest.Legacy(t, gw.url)
 	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
@@ -39,6 +41,22 @@ func TestRealProvider(t *testing.T) {
 	s := status(t, client)["notes"]
 	if s.SignIn != "signed_in" || s.Issuer != op.Issuer() || s.Expires == nil {
 		t.Errorf("status: %+v", s)
+	}
+	const refreshes = 2
+	for op.Count(authtest.EndpointToken) < 1+refreshes && within(t).Err() == nil && !t.Failed() {
+		echo(t, client, "notes_echo", "with a token that is renewed")
+	}
+	tokens := map[string]bool{}
+	for _, r := range op.Requests(authtest.EndpointToken) {
+		if token := r.Form.Get("refresh_token"); token != "" {
+			tokens[token] = true
+		}
+	}
+	if len(tokens) < refreshes {
+		t.Errorf("%d refresh tokens were redeemed in %d refreshes", len(tokens), refreshes)
+	}
+	if n := op.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d sign-ins, want 1", n)
 	}
 }
 

@@ -403,6 +403,36 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
+// TestStepUp: a tool that needs more than was granted asks for a sign-in with
+// more, and works after it; a user who does not grant it is told so in the end.
+func TestStepUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "")
+	w.remote.Set(func(k *authtest.RemoteKnobs) {
+		k.ToolScopes = map[string][]string{"add": {"sums"}, "whoami": {"admin"}}
+	})
+	client := authtest.Legacy(t, w.gw.url)
+	signIn(t, link(t, client.Call("notes_echo", nil), "notes"))
+	echo(t, client, "notes_echo", "before")
+	sum := func() *mcp.CallToolResult { return client.Call("notes_add", map[string]any{"a": 1, "b": 2}) }
+	signIn(t, link(t, sum(), "notes"))
+	if result := sum(); result.IsError {
+		t.Errorf("after the sign-in with more: %s", authtest.Text(result))
+	}
+	echo(t, client, "notes_echo", "after")
+	w.as.Set(func(k *authtest.ASKnobs) {
+		k.Grant = func(asked []string) []string {
+			return slices.DeleteFunc(asked, func(s string) bool { return s == "admin" })
+		}
+	})
+	for range 2 {
+		signIn(t, link(t, client.Call("notes_whoami", nil), "notes"))
+	}
+	if result := client.Call("notes_whoami", nil); !result.IsError || asked(result).Status != "" || !strings.Contains(authtest.Text(result), "forbids this") {
+		t.Errorf("a permission that is not granted: %s", authtest.Text(result))
+	}
+}
+
 // TestLogout: after it the next call asks again, the other remote is untouched,
 // and the tokens are revoked.
 func TestLogout(t *testing.T) {
