@@ -219,6 +219,9 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 		return nil, s.failed(p, s.explain(err))
 	}
 	s.worked(p)
+	if s.asks() {
+		s.b.pin(ctx, s.r, f.issuer)
+	}
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
 }
 
@@ -394,7 +397,7 @@ func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*f
 	d := &discovered{Issuer: s.r.ExpectedIssuer, TokenEndpoint: s.r.TokenEndpoint, Resource: canonicalResource(s.r.URL)}
 	if s.r.TokenEndpoint == "" {
 		var err error
-		if d, err = s.b.discoverer.discover(ctx, s.r, ch, step); err != nil {
+		if d, err = s.b.discover(ctx, s.r, ch, step); err != nil {
 			return nil, err
 		}
 	} else if d.Issuer == "" {
@@ -486,9 +489,14 @@ func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool 
 // assertion finds both servers of an ID-JAG: the gateway's provider, and the
 // remote's own authorization server by its challenge.
 func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (*found, error) {
-	d, err := s.b.discoverer.discover(ctx, s.r, ch, step)
+	d, err := s.b.discover(ctx, s.r, ch, step)
 	if err != nil {
 		return nil, err
+	}
+	if s.r.Audience != "" && s.r.Audience != d.Issuer {
+		// Who gets an assertion must not be able to use it elsewhere.
+		return nil, &Error{Kind: KindDiscovery, Remote: s.r.Name,
+			Say: "its authorization server " + origin(d.Issuer) + " is not the one that the remote's auth.audience names, so it gets no assertion for that one: correct auth.audience, or leave it out"}
 	}
 	login, err := s.b.discoverer.issuer(ctx, s.b.login, s.b.login.Issuer, step)
 	if err != nil {
@@ -502,7 +510,7 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: unionScopes(scopesOf(s.r, ch, d)),
 		// Enterprise-managed authorization: audience is "the issuer identifier of
 		// the resource authorization server", resource that of the MCP server.
-		Audience: cmp.Or(s.r.Audience, d.Issuer), Resource: cmp.Or(s.r.Resource, d.Resource),
+		Audience: d.Issuer, Resource: cmp.Or(s.r.Resource, d.Resource),
 		Server: exchange.Server{
 			Endpoint: login.TokenEndpoint.value, Issuer: s.b.login.Issuer, Pinned: true,
 			Client: s.b.loginClient(login.AuthMethods.value), HTTP: s.b.login.tokenHTTP(),

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type office struct {
 	clock                  *clock
 	idp, crmAS             *authtest.AS
 	files, wiki, crm, jobs *authtest.Remote
+	log                    *authtest.Canary
 }
 
 // newOffice starts it; change may be nil.
@@ -34,8 +36,8 @@ func newOffice(t testing.TB, change func(*office, *auth.Config)) *office {
 	o := &office{t: t, idp: authtest.NewAS(t), crmAS: authtest.NewAS(t)}
 	// Signatures are checked by the true time.
 	o.clock = &clock{now: time.Now()}
-	canary := authtest.NewCanary(t, o.idp, o.crmAS)
-	log := slog.New(slog.NewTextHandler(canary, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.log = authtest.NewCanary(t, o.idp, o.crmAS)
+	log := slog.New(slog.NewTextHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken, k.JWT = map[string]any{}, true })
 	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gatehouse", Method: "client_secret_basic",
 		RedirectURIs: []string{"http://127.0.0.1:8080/oauth/callback"}})
@@ -418,27 +420,85 @@ func TestUnwanted(t *testing.T) {
 	}
 }
 
-// A remote that moves to another authorization server is followed there.
-func TestMachineFollows(t *testing.T) {
-	o := newOffice(t, nil)
-	o.works(alice, "jobs")
-	next := authtest.NewAS(t)
-	next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
-	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusNotFound) })
-	o.jobs.Set(func(k *authtest.RemoteKnobs) {
-		k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
-	})
-	o.clock.Advance(2 * time.Hour)
-	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
-		t.Errorf("at the old server: %q", say)
+// What the gateway proves itself with goes to the authorization server that has
+// accepted it, whatever the remote says later, also after a restart; to another
+// one when the config says so.
+func TestIssuerStays(t *testing.T) {
+	for _, name := range []string{"jobs", "crm"} {
+		t.Run(name, func(t *testing.T) {
+			var config auth.Config
+			o := newOffice(t, func(_ *office, c *auth.Config) { config = *c })
+			restart := func() {
+				t.Helper()
+				o.Close()
+				var err error
+				if o.Broker, err = auth.New(config); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(o.Close)
+			}
+			o.loggedIn(alice)
+			o.works(alice, name)
+			next := authtest.NewAS(t)
+			next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) {
+				k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+				k.MCP = authtest.Status(http.StatusUnauthorized)
+			})
+			refused := func() {
+				t.Helper()
+				for range 2 {
+					say := o.fails(alice, name)
+					if !strings.Contains(say, next.Issuer()) || !strings.Contains(say, o.crmAS.Issuer()) || !strings.Contains(say, "auth.issuer") {
+						t.Errorf("%q", say)
+					}
+				}
+			}
+			refused()
+			restart()
+			refused()
+			if n := len(next.Requests("")); n != 0 {
+				t.Errorf("%d requests to the other server", n)
+			}
+			if log := o.log.String(); !strings.Contains(log, "event=issuer_changed") || !strings.Contains(log, "remote="+name) {
+				t.Error("no event in the log")
+			}
+
+			// Back where it was it works by itself.
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) { k.Document, k.MCP = nil, nil })
+			o.works(alice, name)
+
+			i := slices.IndexFunc(config.Remotes, func(r auth.Remote) bool { return r.Name == name })
+			config.Remotes = slices.Clone(config.Remotes)
+			config.Remotes[i].Issuer = next.Issuer()
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) {
+				k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+			})
+			restart()
+			if _, err := o.send(alice, name); err == nil {
+				t.Error("the remote, which trusts the old server alone in this test, takes the new one's token")
+			}
+			if n := next.Count(authtest.EndpointToken); n == 0 {
+				t.Error("the server that the config names was not asked")
+			}
+		})
 	}
-	// The remote trusts the old server alone, in this test.
-	if _, err := o.send(alice, "jobs"); err == nil {
-		t.Error("the remote takes the new server's token")
+}
+
+// An assertion for one authorization server is not shown to another.
+func TestAssertionIsForItsServer(t *testing.T) {
+	o := newOffice(t, func(o *office, c *auth.Config) { c.Remotes[2].Audience = o.crmAS.Issuer() })
+	evil := authtest.NewAS(t)
+	o.crm.Set(func(k *authtest.RemoteKnobs) { k.Document = map[string]any{"authorization_servers": []string{evil.Issuer()}} })
+	o.loggedIn(alice)
+	if say := o.fails(alice, "crm"); !strings.Contains(say, "auth.audience") {
+		t.Errorf("%q", say)
 	}
-	if n := next.Count(authtest.EndpointToken); n == 0 {
-		t.Error("the new server was not asked")
+	if n := evil.Count(authtest.EndpointToken); n != 0 {
+		t.Errorf("%d requests to the other server", n)
 	}
+	o.crm.Set(func(k *authtest.RemoteKnobs) { k.Document = nil })
+	o.works(alice, "crm")
 }
 
 // Dex: its own parameters, metadata below a path at the OpenID place only, and

@@ -213,6 +213,9 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 	default:
 		r.problem(method, "must be one of client_secret_basic, client_secret_post, private_key_jwt, none")
 	}
+	if typ != auth.TypeExchange && secrets > 0 && f.Issuer == "" && f.TokenEndpoint == "" {
+		r.note(at, `names no "issuer", so the remote says who gets to see the gateway's client, until one has accepted it: better name it here`)
+	}
 }
 
 func checkScopes(r *reader, at string, scopes []string) {
