@@ -441,11 +441,14 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		ConnectorID: s.r.ConnectorID, Requested: s.r.RequestedTokenType, Scopes: s.r.Scopes,
 		Server: exchange.Server{Endpoint: s.r.TokenEndpoint, Issuer: s.r.ExpectedIssuer, HTTP: s.r.tokenHTTP()},
 	}
+	if s.atLogin() {
+		t.Server.HTTP = cmp.Or(s.r.TokenHTTP, s.b.login.HTTP)
+	}
 	if len(t.Scopes) == 0 {
 		t.Scopes = DefaultScopes
 	}
 	at := s.r.Issuer
-	if at == "" && s.r.TokenEndpoint == "" {
+	if s.atLogin() {
 		at = s.b.login.Issuer
 	}
 	if at == "" {
@@ -455,7 +458,7 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		t.Server.Client = c
 		return &found{target: t, issuer: t.Server.Issuer}, err
 	}
-	meta, err := s.b.discoverer.issuer(ctx, s.r, at, step)
+	meta, err := s.metadata(ctx, at, step)
 	if err != nil {
 		return nil, err
 	}
@@ -464,6 +467,25 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 	t.Server.Pinned = t.Server.Issuer == at && t.Server.Endpoint == meta.TokenEndpoint.value
 	t.Server.Client, err = s.exchanger(at, meta.AuthMethods.value)
 	return &found{target: t, issuer: t.Server.Issuer}, err
+}
+
+// atLogin reports whether tokens are exchanged at the gateway's own provider,
+// which is not the remote's to reach but the login's.
+func (s *silent) atLogin() bool {
+	return s.r.TokenEndpoint == "" && (s.r.Issuer == "" || s.r.Issuer == s.b.login.Issuer)
+}
+
+// metadata returns the metadata of the issuer where tokens are exchanged. They are
+// asked for like the tokens if they are at the same place: a certificate may be
+// needed for both.
+func (s *silent) metadata(ctx context.Context, issuer string, step func(Step)) (*serverMetadata, error) {
+	r := *s.r
+	if s.atLogin() {
+		r.HTTP = s.b.login.HTTP
+	} else if origin(issuer) == origin(r.TokenEndpoint) {
+		r.HTTP = r.tokenHTTP()
+	}
+	return s.b.discoverer.issuer(ctx, &r, issuer, step)
 }
 
 // exchanger is the gateway's client where tokens are exchanged: the remote's own
@@ -478,7 +500,7 @@ func (s *silent) exchanger(issuer string, methods []string) (endpoint.Client, er
 // pinned reports whether an issuer's own metadata names the endpoint. That
 // nobody can tell is a no, unless it has been known.
 func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool {
-	meta, err := s.b.discoverer.issuer(ctx, s.r, issuer, nil)
+	meta, err := s.metadata(ctx, issuer, nil)
 	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
 		was := s.known()
 		return was != nil && was.target.Server.Pinned && was.target.Server.Issuer == issuer && was.target.Server.Endpoint == tokenEndpoint

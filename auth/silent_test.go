@@ -568,6 +568,40 @@ func TestDex(t *testing.T) {
 	}
 }
 
+// The gateway's own provider is asked as the login asks it, wherever else the
+// remote may go, and an endpoint that wants a certificate with that one, its
+// metadata included.
+func TestWhoMayReachTheProvider(t *testing.T) {
+	clients, err := guard.New(guard.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clients.Close)
+	nowhere := clients.Client(guard.Policy{})
+	o := newOffice(t, func(_ *office, c *auth.Config) { c.Remotes[0].HTTP = nowhere })
+	if err := o.logIn(o.link(alice, "wiki")); err != nil {
+		t.Fatal(err)
+	}
+	o.works(alice, "files")
+
+	dex := authtest.NewAS(t)
+	dex.AddClient(authtest.OAuthClient{ID: "gw-at-dex", Secret: "canary-cs-dex-00001", Method: "client_secret_basic"})
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: dex})
+	remote.Set(func(k *authtest.RemoteKnobs) { k.Audience = "files" })
+	for _, issuer := range []string{"", dex.Issuer()} {
+		o = newOffice(t, func(o *office, c *auth.Config) {
+			o.files = remote
+			r := &c.Remotes[0]
+			r.URL, r.Issuer, r.TokenEndpoint, r.ClientID, r.ClientSecret = remote.URL, issuer, dex.Issuer()+"/token", "gw-at-dex", secret.New("canary-cs-dex-00001")
+			r.TokenHTTP, r.HTTP = r.HTTP, nowhere
+		})
+		if err := o.logIn(o.link(alice, "wiki")); err != nil {
+			t.Fatal(err)
+		}
+		o.works(alice, "files") // by an opaque token, which counts if the metadata name the endpoint
+	}
+}
+
 // What would send a secret or a token astray is refused before it can.
 func TestNewRefusesSources(t *testing.T) {
 	clients, err := guard.New(guard.Config{})
