@@ -68,7 +68,7 @@ func (b *Broker) loginClient(methods []string) endpoint.Client {
 	return c
 }
 
-// freshEnough is how long a subject token must live on to be worth sending.
+// freshEnough is how long a subject token lives on for nobody to renew it.
 const freshEnough = 30 * time.Second
 
 // knownSubject is for whom a remote's tokens are, as far as it is known without
@@ -107,8 +107,8 @@ func (g *grant) subject(r *Remote) (exchange.Subject, error) {
 	return exchange.Subject{Issuer: c.Issuer, ID: c.Subject, Token: g.ID, Type: exchange.TypeIDToken, Expires: c.expires()}, nil
 }
 
-// freshSubject is knownSubject, renewed where that is due. Its errors say what
-// the user can do.
+// freshSubject is knownSubject, renewed where that is due: while the token lives,
+// beside its use. Its errors say what the user can do.
 func (b *Broker) freshSubject(ctx context.Context, p Principal, r *Remote) (exchange.Subject, error) {
 	s, err := b.knownSubject(ctx, p, r)
 	if err != nil || s.Expires.IsZero() || b.now().Add(freshEnough).Before(s.Expires) || r.Type == TypeMachine {
@@ -117,7 +117,26 @@ func (b *Broker) freshSubject(ctx context.Context, p Principal, r *Remote) (exch
 	if b.workload != nil {
 		return s, nil // who asks with it hears that it has expired
 	}
+	if b.now().Before(s.Expires) {
+		b.renewBeside(ctx, p)
+		return s, nil
+	}
 	return b.renewedSubject(ctx, p, r)
+}
+
+// renewBeside refreshes the login without waiting for it. A renewal that has just
+// brought no better token is not repeated.
+func (b *Broker) renewBeside(ctx context.Context, p Principal) {
+	h, err := b.held(ctx, key{p, LoginRemote}, b.login)
+	if err != nil || h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := b.now()
+	if !h.dead && h.grant.refreshable() && !h.grant.inDoubt() && !now.Before(h.retryAt) && now.Sub(h.grant.Obtained) >= freshEnough {
+		b.refreshLocked(h, false)
+	}
 }
 
 // renewedSubject refreshes the login and waits for it.

@@ -254,9 +254,9 @@ func TestLoginIsRenewed(t *testing.T) {
 	o.loggedIn(alice)
 	wiki, files := o.works(alice, "wiki"), o.works(alice, "files")
 	soon(time.Hour)
-	o.clock.Advance(100 * time.Second)
+	o.clock.Advance(3 * time.Minute)
 	if again := o.works(alice, "wiki"); again == wiki {
-		t.Error("a token about to expire was forwarded")
+		t.Error("a token that has expired was forwarded")
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
 		t.Errorf("%d logins", n)
@@ -264,6 +264,48 @@ func TestLoginIsRenewed(t *testing.T) {
 	// Another subject token is another exchange.
 	if o.works(alice, "files") == files {
 		t.Error("the token of the old login")
+	}
+}
+
+// A login whose ID token is about to run out is renewed beside its use: nobody
+// waits for a provider that hangs or is away while the token lives.
+func TestLoginIsRenewedBeside(t *testing.T) {
+	o := newOffice(t, nil)
+	lives := func(d time.Duration) {
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"exp": o.clock.Now().Add(d).Unix()} })
+	}
+	lives(2 * time.Minute)
+	o.loggedIn(alice)
+	wiki := o.works(alice, "wiki")
+	lives(time.Hour)
+	gate := make(chan struct{})
+	asked := make(chan struct{}, 1)
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			asked <- struct{}{}
+			<-gate
+			authtest.Status(http.StatusServiceUnavailable)(w, r, next)
+		}
+	})
+	o.clock.Advance(100 * time.Second)
+	for range 3 {
+		if o.works(alice, "wiki") != wiki {
+			t.Error("another token from a provider that hangs")
+		}
+	}
+	<-asked
+	close(gate)
+	eventually(t, "the failure is noted", func() bool { return o.Status(alice, auth.LoginRemote).LastError != nil })
+	for range 3 { // it is away, and not asked again at once
+		if o.works(alice, "wiki") != wiki {
+			t.Error("another token from a provider that is away")
+		}
+	}
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = nil })
+	o.clock.Advance(2 * time.Second)
+	eventually(t, "the login is renewed", func() bool { return o.works(alice, "wiki") != wiki })
+	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d logins", n)
 	}
 }
 
