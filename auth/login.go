@@ -184,7 +184,7 @@ func (b *Broker) renewedSubject(ctx context.Context, p Principal, r *Remote) (ex
 
 // loginFailed words a failure at the login's provider for a remote that needs it.
 func (b *Broker) loginFailed(r *Remote, err error) error {
-	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
+	if unavailable(err) {
 		return &Error{Kind: KindUnavailable, Remote: r.Name, Err: err,
 			Say: "your login at the gateway has run out, and the identity provider could not be reached to renew it, which is tried again; nothing is lost meanwhile"}
 	}

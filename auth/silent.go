@@ -208,21 +208,33 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 	}
 	// While a token is kept, nobody waits for the login to be renewed, which the
 	// provider may be too far away for.
+	var token *exchange.Token
 	if s.b.exchanger.Kept(subject, f.target) == nil {
-		if subject, err = s.b.freshSubject(ctx, p, s.r); err != nil {
+		fresh, err := s.b.freshSubject(ctx, p, s.r)
+		if unavailable(err) {
+			token = s.b.exchanger.Last(subject, f.target)
+		}
+		if err != nil && token == nil {
 			return nil, s.failed(p, err)
 		}
+		subject = fresh
 	}
-	token, err := s.b.exchanger.Token(ctx, subject, f.target)
-	if err != nil {
-		s.doubt(f, err)
-		return nil, s.failed(p, s.explain(err))
+	if token == nil {
+		if token, err = s.b.exchanger.Token(ctx, subject, f.target); err != nil {
+			s.doubt(f, err)
+			return nil, s.failed(p, s.explain(err))
+		}
 	}
 	s.worked(p)
 	if s.asks() {
 		s.b.pin(ctx, s.r, f.issuer)
 	}
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
+}
+
+func unavailable(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Kind == KindUnavailable
 }
 
 // sureFor is for how long what was found of an endpoint's issuer is not looked
@@ -347,8 +359,7 @@ func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
 		return f, nil
 	}
 	failure := asError(s.r.Name, err)
-	e, ok := errors.AsType[*Error](failure)
-	if !ok || e.Kind != KindUnavailable {
+	if !unavailable(failure) {
 		return nil, failure
 	}
 	// Everybody comes here while a server is away: one of them asks, now and then,
@@ -501,7 +512,7 @@ func (s *silent) exchanger(issuer string, methods []string) (endpoint.Client, er
 // nobody can tell is a no, unless it has been known.
 func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool {
 	meta, err := s.metadata(ctx, issuer, nil)
-	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
+	if unavailable(err) {
 		was := s.known()
 		return was != nil && was.target.Server.Pinned && was.target.Server.Issuer == issuer && was.target.Server.Endpoint == tokenEndpoint
 	}

@@ -313,17 +313,28 @@ func TestLoginIsRenewedBeside(t *testing.T) {
 // says why, once, and works when it is back, without a click.
 func TestProviderAway(t *testing.T) {
 	o := newOffice(t, nil)
+	start := o.clock.Now()
 	o.idp.Set(func(k *authtest.ASKnobs) {
 		k.IDToken = map[string]any{"exp": o.clock.Now().Add(2 * time.Minute).Unix()}
 		k.Claims = map[string]any{"exp": o.clock.Now().Add(3 * time.Hour).Unix()}
 	})
+	o.crmAS.Set(func(k *authtest.ASKnobs) { k.TokenLife = 3 * time.Hour })
 	o.loggedIn(alice)
 	files, crm := o.works(alice, "files"), o.works(alice, "crm")
 	o.works(alice, "wiki")
+	// The login is renewed, for one of them, right before.
+	o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"exp": o.clock.Now().Add(5 * time.Minute).Unix()} })
+	o.clock.Advance(3 * time.Minute)
+	wiki := o.works(alice, "wiki")
 	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusServiceUnavailable) })
-	o.clock.Advance(30 * time.Minute)
-	if o.works(alice, "files") != files || o.works(alice, "crm") != crm {
-		t.Error("kept tokens are not used")
+	for range 25 { // more than an hour
+		if o.works(alice, "files") != files || o.works(alice, "crm") != crm {
+			t.Fatal("kept tokens are not used")
+		}
+		if now := o.clock.Now(); now.Before(start.Add(5*time.Minute)) && o.works(alice, "wiki") != wiki {
+			t.Fatal("the login is not used")
+		}
+		o.clock.Advance(3 * time.Minute)
 	}
 	if say := o.fails(alice, "wiki"); !strings.Contains(say, "could not be reached") {
 		t.Errorf("what needs the login says %q", say)
@@ -331,7 +342,9 @@ func TestProviderAway(t *testing.T) {
 	if s := o.Status(alice, "wiki"); s.LastError == nil {
 		t.Errorf("status: %+v", s)
 	}
-	o.idp.Set(func(k *authtest.ASKnobs) { k.Token, k.IDToken = nil, map[string]any{} })
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Token, k.IDToken = nil, map[string]any{"exp": o.clock.Now().Add(time.Hour).Unix()}
+	})
 	o.clock.Advance(time.Minute)
 	o.works(alice, "wiki")
 	if s := o.Status(alice, "wiki"); s.LastError != nil {

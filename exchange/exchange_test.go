@@ -317,6 +317,77 @@ func TestReject(t *testing.T) {
 	}
 }
 
+// A token that was got for an earlier token of the subject serves while no server
+// answers, for as long as it lives: not where one refuses, not for anybody or
+// anything else, not after the remote has rejected it or its owner has gone.
+func TestEarlierToken(t *testing.T) {
+	f := setUp(t, Config{})
+	away := func(w http.ResponseWriter, _ *http.Request, _ int) { w.WriteHeader(http.StatusServiceUnavailable) }
+	first := f.token(t, f.alice, f.target) // for ten minutes
+	renewed := f.alice
+	renewed.Token = secret.New("canary-alice-2")
+	f.provider.set(away)
+	for range 12 { // the last of these meet a gate that is shut
+		if f.token(t, renewed, f.target) != first {
+			t.Error("not the token that is left")
+		}
+		f.clock.add(2 * time.Second)
+	}
+	if n := len(f.provider.requests()); n < 2 || n > 9 {
+		t.Errorf("%d requests", n)
+	}
+	other, elsewhere, another := renewed, *f.target, renewed
+	other.ID, elsewhere.Audience, another.Type = "bob", "wiki", TypeAccessToken
+	for _, err := range []error{errOf(f.Token(t.Context(), other, f.target)), errOf(f.Token(t.Context(), renewed, &elsewhere)), errOf(f.Token(t.Context(), another, f.target))} {
+		if err == nil {
+			t.Error("a token for something else")
+		}
+	}
+
+	f.clock.add(2 * time.Minute)
+	f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		io.WriteString(w, `{"error":"access_denied"}`)
+	})
+	if _, err := f.Token(t.Context(), renewed, f.target); err == nil {
+		t.Error("the provider says no, and the earlier token is used")
+	}
+
+	f.provider.set(nil)
+	f.clock.add(time.Minute)
+	second := f.token(t, renewed, f.target)
+	if second == first {
+		t.Error("the provider is back, and the earlier token is used")
+	}
+	f.provider.set(away)
+	third := f.alice
+	third.Token = secret.New("canary-alice-3")
+	if f.token(t, third, f.target) != second {
+		t.Error("not the last token")
+	}
+	if !f.Reject(third, f.target, second) {
+		t.Error("the rejection is not worth another try")
+	}
+	if _, err := f.Token(t.Context(), third, f.target); err == nil {
+		t.Error("a token that was rejected")
+	}
+
+	f.provider.set(nil)
+	f.clock.add(2 * time.Minute)
+	f.token(t, third, f.target)
+	f.provider.set(away)
+	f.Clear(f.alice.Issuer, "alice", "")
+	if _, err := f.Token(t.Context(), renewed, f.target); err == nil || f.Last(third, f.target) != nil {
+		t.Error("a token of somebody who signed out")
+	}
+	if len(f.cache.latest) != 0 {
+		t.Errorf("%d are kept as the latest", len(f.cache.latest))
+	}
+}
+
+func errOf(_ *Token, err error) error { return err }
+
 // Who has signed out finds nothing, not even what was on its way.
 func TestClear(t *testing.T) {
 	f := setUp(t, Config{})
@@ -389,10 +460,11 @@ func TestBoundTenThousand(t *testing.T) {
 	c := newCache(defaultMax)
 	now := time.Now()
 	for i := range 15_000 {
-		e := c.put(key{byte(i), byte(i >> 8)}, person(i), "crm", now)
+		e := c.put(key{byte(i), byte(i >> 8)}, key{byte(i), byte(i >> 8), 1}, person(i), "crm", now)
 		e.token = &Token{Expires: now.Add(time.Hour)}
+		c.latest[e.person] = e
 	}
-	if len(c.entries) != defaultMax || c.recent.Len() != defaultMax || c.evicted != 5_000 {
+	if len(c.entries) != defaultMax || len(c.latest) != defaultMax || c.recent.Len() != defaultMax || c.evicted != 5_000 {
 		t.Errorf("%d entries, %d evicted", len(c.entries), c.evicted)
 	}
 }
