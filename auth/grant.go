@@ -475,6 +475,9 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	if r.login {
 		b.clearTokens(work, p, "")
+		for _, s := range b.silent {
+			s.forget(p)
+		}
 	}
 	// A grant that others of the group use ends for all of them.
 	if from, _ := b.sharing(key{p, remote}); from != remote {

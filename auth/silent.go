@@ -45,6 +45,7 @@ type silent struct {
 	doubted  bool       // found is looked for again when the next token is needed
 	missed   missed
 	troubles map[Principal]trouble
+	raised   map[Principal]raised
 	forced   map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
 }
 
@@ -53,6 +54,31 @@ type found struct {
 	target *exchange.Target
 	issuer string // for display
 	at     time.Time
+}
+
+// raised is what a principal's calls needed beyond what the remote asked for at
+// first. It is one principal's: what the server grants to one it may refuse to
+// another.
+type raised struct {
+	scopes []string
+	times  map[string]int // by operation, see raise
+}
+
+// with is the target with more scopes.
+func (f *found) with(scopes []string) *exchange.Target {
+	if containsAll(f.target.Scopes, scopes) {
+		return f.target
+	}
+	t := *f.target
+	t.Scopes = unionScopes(t.Scopes, scopes)
+	return &t
+}
+
+// target is where a principal's tokens come from.
+func (s *silent) target(p Principal, f *found) *exchange.Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f.with(s.raised[p].scopes)
 }
 
 // After a search that failed, nobody looks for this long at first.
@@ -74,7 +100,7 @@ type trouble struct {
 }
 
 func newSilent(b *Broker, r *Remote) *silent {
-	return &silent{b: b, r: r, turn: make(chan struct{}, 1), troubles: map[Principal]trouble{}, forced: map[Principal]time.Time{}}
+	return &silent{b: b, r: r, turn: make(chan struct{}, 1), troubles: map[Principal]trouble{}, raised: map[Principal]raised{}, forced: map[Principal]time.Time{}}
 }
 
 // browser reports whether tokens for the remote come of a person's visit to its
@@ -117,21 +143,26 @@ func (s *silent) renew(ctx context.Context, p Principal, resp *http.Response) er
 			return s.failed(p, err)
 		}
 	}
-	return s.another(ctx, p, f, sent)
+	t := s.target(p, f)
+	err := s.another(ctx, p, f, t, sent)
+	if t != f.target && s.lowered(p, err) {
+		return s.another(ctx, p, f, f.target, sent)
+	}
+	return err
 }
 
 // another gets another token than the one that was sent.
-func (s *silent) another(ctx context.Context, p Principal, f *found, sent string) error {
+func (s *silent) another(ctx context.Context, p Principal, f *found, t *exchange.Target, sent string) error {
 	if sent != "" {
 		subject, err := s.b.knownSubject(ctx, p, s.r)
 		if err != nil {
 			return err
 		}
-		if !s.b.exchanger.Reject(subject, f.target, sent) {
+		if !s.b.exchanger.Reject(subject, t, sent) {
 			return s.failed(p, s.unwanted())
 		}
 	}
-	token, err := s.fetch(ctx, p, f)
+	token, err := s.issue(ctx, p, f, t)
 	switch {
 	case err != nil:
 		return err
@@ -156,18 +187,37 @@ func (s *silent) unwanted() *Error {
 // stepUp answers a 403 insufficient_scope: with the scopes that it names, where
 // the config leaves them to the remote.
 func (s *silent) stepUp(ctx context.Context, p Principal, resp *http.Response) error {
-	ch := parseChallenge(resp.Header)
+	ch, sent := parseChallenge(resp.Header), sentToken(resp)
 	forbidden := &Error{Kind: KindForbidden, Remote: s.r.Name, Say: "it forbids this to the account that the gateway signs in with"}
 	f := s.known()
-	if ch.Error != "insufficient_scope" || !s.asks() || f == nil || len(s.r.Scopes) > 0 || containsAll(f.target.Scopes, ch.Scope) {
+	if ch.Error != "insufficient_scope" || !s.asks() || f == nil || len(s.r.Scopes) > 0 {
 		return forbidden
 	}
-	ch.Scope = unionScopes(f.target.Scopes, ch.Scope)
-	f, err := s.find(ctx, ch)
-	if err != nil {
-		return s.failed(p, err)
+	token, err := s.token(ctx, p)
+	switch {
+	case err != nil:
+		return err
+	case token != nil && token.AccessToken != sent:
+		return nil // another call was here first
+	case containsAll(s.target(p, f).Scopes, ch.Scope):
+		return forbidden
 	}
-	return s.another(ctx, p, f, sentToken(resp))
+	s.mu.Lock()
+	was := s.raised[p]
+	s.mu.Unlock()
+	next := raised{scopes: unionScopes(was.scopes, ch.Scope)}
+	var ok bool
+	if next.times, ok = raise(was.times, operationOf(ctx)); !ok {
+		forbidden.Say += raisedEnough
+		return forbidden
+	}
+	if err := s.another(ctx, p, f, f.with(next.scopes), sent); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.raised[p] = next
+	return nil
 }
 
 // trusted is known, unless that is in doubt and the principal needs a new token.
@@ -178,7 +228,7 @@ func (s *silent) trusted(ctx context.Context, p Principal) *found {
 	if f == nil || !doubted {
 		return f
 	}
-	if subject, err := s.b.knownSubject(ctx, p, s.r); err == nil && s.b.exchanger.Kept(subject, f.target) != nil {
+	if subject, err := s.b.knownSubject(ctx, p, s.r); err == nil && s.b.exchanger.Kept(subject, s.target(p, f)) != nil {
 		return f
 	}
 	return nil
@@ -202,6 +252,16 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 			return nil, s.failed(p, err)
 		}
 	}
+	t := s.target(p, f)
+	token, err := s.issue(ctx, p, f, t)
+	if t != f.target && s.lowered(p, err) {
+		return s.issue(ctx, p, f, f.target)
+	}
+	return token, err
+}
+
+// issue is fetch for a target.
+func (s *silent) issue(ctx context.Context, p Principal, f *found, t *exchange.Target) (*oauth2.Token, error) {
 	subject, err := s.b.knownSubject(ctx, p, s.r)
 	if err != nil {
 		return nil, s.failed(p, err)
@@ -209,10 +269,10 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 	// While a token is kept, nobody waits for the login to be renewed, which the
 	// provider may be too far away for.
 	var token *exchange.Token
-	if s.b.exchanger.Kept(subject, f.target) == nil {
+	if s.b.exchanger.Kept(subject, t) == nil {
 		fresh, err := s.b.freshSubject(ctx, p, s.r)
 		if unavailable(err) {
-			token = s.b.exchanger.Last(subject, f.target)
+			token = s.b.exchanger.Last(subject, t)
 		}
 		if err != nil && token == nil {
 			return nil, s.failed(p, err)
@@ -220,7 +280,7 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 		subject = fresh
 	}
 	if token == nil {
-		if token, err = s.b.exchanger.Token(ctx, subject, f.target); err != nil {
+		if token, err = s.b.exchanger.Token(ctx, subject, t); err != nil {
 			s.doubt(f, err)
 			return nil, s.failed(p, s.explain(err))
 		}
@@ -277,7 +337,21 @@ func (s *silent) forget(p Principal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.troubles, p)
+	delete(s.raised, p)
 	delete(s.forced, p)
+}
+
+// lowered drops the scopes that were raised if they are not granted any more, and
+// reports whether that is so: the rest may still be.
+func (s *silent) lowered(p Principal, err error) bool {
+	e, ok := errors.AsType[*endpoint.Error](err)
+	if !ok || e.Code != "invalid_scope" {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.raised[p] = raised{times: s.raised[p].times}
+	return true
 }
 
 // explain words a failure of the exchanger.
@@ -557,11 +631,11 @@ func (s *silent) status(ctx context.Context, p Principal) Status {
 	var out Status
 	f := s.known()
 	if f != nil {
-		out.Issuer, out.Scopes = f.issuer, slices.Clone(f.target.Scopes)
+		out.Issuer, out.Scopes = f.issuer, slices.Clone(s.target(p, f).Scopes)
 	}
 	subject, err := s.b.knownSubject(ctx, p, s.r)
 	if err == nil && f != nil {
-		if token := s.b.exchanger.Kept(subject, f.target); token != nil {
+		if token := s.b.exchanger.Kept(subject, s.target(p, f)); token != nil {
 			out.SignedIn, out.Refreshable, out.Expires = true, true, token.Expires
 		}
 	}

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -323,7 +324,9 @@ func TestProviderAway(t *testing.T) {
 	files, crm := o.works(alice, "files"), o.works(alice, "crm")
 	o.works(alice, "wiki")
 	// The login is renewed, for one of them, right before.
-	o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"exp": o.clock.Now().Add(5 * time.Minute).Unix()} })
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.IDToken = map[string]any{"exp": o.clock.Now().Add(5 * time.Minute).Unix()}
+	})
 	o.clock.Advance(3 * time.Minute)
 	wiki := o.works(alice, "wiki")
 	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusServiceUnavailable) })
@@ -475,6 +478,88 @@ func TestUnwanted(t *testing.T) {
 	}
 }
 
+// More permissions are one user's: what the server refuses to another costs them
+// nothing, nor does a refusal cost what they had; and an operation leads to more
+// a few times only.
+func TestMoreScopesAreOnesOwn(t *testing.T) {
+	o := newOffice(t, nil)
+	o.loggedIn(alice)
+	o.idp.Set(func(k *authtest.ASKnobs) { k.User = "bob" })
+	o.loggedIn(bob)
+	forbids := func(p auth.Principal, scope string) error {
+		ctx := auth.ForOperation(t.Context(), func() string { return "tools/call greedy" })
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.crm.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+o.works(p, "crm"))
+		return o.Authorizer(p, "crm").Challenge(ctx, &http.Response{StatusCode: http.StatusForbidden, Request: req,
+			Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + scope + `"`}}})
+	}
+	scopes := func(p auth.Principal) string { return strings.Join(o.Status(p, "crm").Scopes, " ") }
+	refuses := func(scope, user string) {
+		o.crmAS.Set(func(k *authtest.ASKnobs) {
+			k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+				if parts := strings.Split(r.PostFormValue("assertion"), "."); len(parts) == 3 {
+					claims, _ := base64.RawURLEncoding.DecodeString(parts[1])
+					if strings.Contains(string(claims), user) && strings.Contains(r.PostForm.Get("scope"), scope) {
+						authtest.Answer(http.StatusBadRequest, "application/json", `{"error":"invalid_scope"}`)(w, r, next)
+						return
+					}
+				}
+				next(w, r)
+			}
+		})
+	}
+	refuses("admin", `"bob"`)
+	alices, bobs := o.works(alice, "crm"), o.works(bob, "crm")
+	if err := forbids(alice, "admin"); err != nil {
+		t.Fatal(err)
+	}
+	if o.works(alice, "crm") == alices || scopes(alice) != "admin" {
+		t.Errorf("no other token, with %q", scopes(alice))
+	}
+	if o.works(bob, "crm") != bobs || scopes(bob) != "" {
+		t.Errorf("another user has another token, with %q", scopes(bob))
+	}
+	if e, ok := errors.AsType[*auth.Error](forbids(bob, "admin")); !ok || !strings.Contains(e.Say, "invalid_scope") {
+		t.Errorf("what the server refuses: %v", e)
+	}
+	if o.works(bob, "crm") != bobs || scopes(bob) != "" {
+		t.Errorf("after a refusal another token, with %q", scopes(bob))
+	}
+
+	if e, ok := errors.AsType[*auth.Error](forbids(alice, "admin")); !ok || !strings.Contains(e.Say, "forbids this") {
+		t.Errorf("what was granted already: %v", e)
+	}
+	if err := forbids(alice, "more"); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := errors.AsType[*auth.Error](forbids(alice, "still-more")); !ok || e.Kind != auth.KindForbidden || !strings.Contains(e.Say, "2 times") {
+		t.Errorf("a third time: %v", e)
+	}
+
+	// What was granted is not any longer: the rest goes on.
+	refuses("more", `"alice"`)
+	o.crmAS.ExpireAll()
+	if _, err := o.send(alice, "crm"); err == nil {
+		t.Error("the token from before is good")
+	}
+	o.works(alice, "crm")
+	if scopes(alice) != "" {
+		t.Errorf("with %q", scopes(alice))
+	}
+
+	// Signing out forgets it, too.
+	refuses("nothing", "nobody")
+	if _, err := o.SignOut(t.Context(), alice, "crm"); err != nil {
+		t.Fatal(err)
+	}
+	if err := forbids(alice, "admin"); err != nil {
+		t.Errorf("after signing out: %v", err)
+	}
+}
+
 // What the gateway proves itself with goes to the authorization server that has
 // accepted it, whatever the remote says later, also after a restart; to another
 // one when the config says so.
@@ -544,7 +629,9 @@ func TestIssuerStays(t *testing.T) {
 func TestAssertionIsForItsServer(t *testing.T) {
 	o := newOffice(t, func(o *office, c *auth.Config) { c.Remotes[2].Audience = o.crmAS.Issuer() })
 	evil := authtest.NewAS(t)
-	o.crm.Set(func(k *authtest.RemoteKnobs) { k.Document = map[string]any{"authorization_servers": []string{evil.Issuer()}} })
+	o.crm.Set(func(k *authtest.RemoteKnobs) {
+		k.Document = map[string]any{"authorization_servers": []string{evil.Issuer()}}
+	})
 	o.loggedIn(alice)
 	if say := o.fails(alice, "crm"); !strings.Contains(say, "auth.audience") {
 		t.Errorf("%q", say)
