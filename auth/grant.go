@@ -414,6 +414,9 @@ func (b *Broker) endGrant(ctx context.Context, h *hold, bad *grant) error {
 	if !g.sameTokens(bad) {
 		return ErrConflict
 	}
+	if h.remote.login {
+		b.clearTokens(ctx, h.key.principal, "") // whose they are the grant will not say any more
+	}
 	return b.writeGrant(ctx, h.key, h.remote, g.ended(), version)
 }
 

@@ -333,22 +333,26 @@ func (c idClaims) expires() time.Time {
 	return time.Unix(int64(c.Expires), 0)
 }
 
+// errAnotherSubject: a renewal has brought somebody else's login.
+var errAnotherSubject = errors.New("the renewed ID token is another subject's")
+
 // verifyLogin checks an ID token as OpenID Connect Core section 3.1.3.7 says:
 // signature, issuer, audience, expiry, and the nonce that was sent, empty if none
 // was. was is the token that this one replaces, at a refresh.
 func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, nonce string, was secret.Text) error {
-	now, _ := readIDToken(token)
+	now, ok := readIDToken(token)
 	before, renewed := readIDToken(was)
 	switch {
-	// Section 12.2: the renewed token "SHOULD NOT have a nonce Claim [...]; however,
+	// Section 12.2: of the renewed token "its iss Claim Value MUST be the same as in
+	// the ID Token issued when the original authentication occurred, its sub Claim
+	// Value MUST be the same".
+	case renewed && ok && (now.Issuer != before.Issuer || now.Subject != before.Subject):
+		return errAnotherSubject
+	// The renewed token "SHOULD NOT have a nonce Claim [...]; however,
 	// if it is present, its value MUST be the same as in the ID Token issued at the
 	// time of the original authentication".
 	case renewed && now.Nonce != "" && now.Nonce != before.Nonce, !renewed && now.Nonce != nonce:
 		return errors.New("the ID token answers another login: its nonce differs")
-	// "its sub Claim Value MUST be the same as in the ID Token issued when the
-	// original authentication occurred".
-	case renewed && now.Subject != before.Subject:
-		return errors.New("the renewed ID token is another subject's")
 	}
 	// The clocks may differ a little, and a token about to expire is of no use.
 	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, b.keys, rp.WithIssuedAtOffset(freshEnough),

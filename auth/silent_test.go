@@ -364,12 +364,17 @@ func TestLoginEnded(t *testing.T) {
 	o.idp.Set(func(k *authtest.ASKnobs) {
 		k.IDToken = map[string]any{"exp": o.clock.Now().Add(2 * time.Minute).Unix()}
 	})
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Claims = map[string]any{"exp": o.clock.Now().Add(3 * time.Hour).Unix()} })
 	o.loggedIn(alice)
+	o.works(alice, "files")
 	o.works(alice, "wiki")
 	o.idp.RevokeAll()
 	o.clock.Advance(5 * time.Minute)
 	if link := o.link(alice, "wiki"); link.Reason != auth.ReasonExpired {
 		t.Errorf("reason %s", link.Reason)
+	}
+	if s := o.Exchanges(); s.Size != 0 {
+		t.Errorf("tokens of it are kept: %+v", s)
 	}
 }
 
@@ -415,6 +420,30 @@ func TestLoginIsVerified(t *testing.T) {
 		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"sub": "mallory"} })
 		o.clock.Advance(5 * time.Minute)
 		o.link(alice, "wiki") // and not mallory's token
+	})
+	t.Run("an access token renewed for somebody else", func(t *testing.T) {
+		o := newOffice(t, func(o *office, c *auth.Config) {
+			o.idp.Set(func(k *authtest.ASKnobs) { k.TokenLife = 2 * time.Minute })
+			c.Remotes[0].SubjectTokenType = exchange.TypeAccessToken
+		})
+		o.loggedIn(alice)
+		o.works(alice, "files")
+		before := o.idp.Count(authtest.EndpointToken)
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"sub": "mallory", "nonce": "another"} })
+		o.clock.Advance(90 * time.Minute)
+		o.link(alice, "files")
+		o.link(alice, "wiki")
+		for _, r := range o.idp.Requests(authtest.EndpointToken)[before:] {
+			if r.Form.Has("subject_token") {
+				t.Error("what came with mallory's ID token is exchanged as alice's")
+			}
+		}
+		if s := o.Exchanges(); s.Size != 0 {
+			t.Errorf("of a login that has ended tokens are kept: %+v", s)
+		}
+		if !strings.Contains(o.log.String(), `level=WARN msg="a renewed login is another account's`) {
+			t.Error("no warning in the log")
+		}
 	})
 }
 
