@@ -361,10 +361,15 @@ func (s *silent) explain(err error) error {
 	}
 	fail := func(kind Kind, say string) error { return &Error{Kind: kind, Remote: s.r.Name, Say: say, Err: err} }
 	server := "its authorization server"
-	if _, then := errors.AsType[*exchange.ThenError](err); !then && s.r.Type != TypeMachine {
+	_, then := errors.AsType[*exchange.ThenError](err)
+	if !then && s.r.Type != TypeMachine {
 		server = "the identity provider"
 	}
 	switch {
+	case then && errors.Is(err, exchange.ErrIssuer):
+		return fail(KindToken, "the token that its authorization server issued says that it is another server's: ask its operator to make iss the issuer in the server's metadata")
+	case then && errors.Is(err, exchange.ErrAudience):
+		return fail(KindToken, "the token that its authorization server issued is for another place than the remote: ask its operator to issue tokens for the resource that the gateway asks for")
 	case errors.Is(err, exchange.ErrCleared):
 		return ErrSignInNeeded
 	case errors.Is(err, gate.ErrShut):
@@ -622,7 +627,8 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 			Endpoint: login.TokenEndpoint.value, Issuer: s.b.login.Issuer, Pinned: true,
 			Client: s.b.loginClient(login.AuthMethods.value), HTTP: s.b.login.tokenHTTP(),
 		},
-		Then: exchange.Server{Endpoint: d.TokenEndpoint, Client: there, HTTP: s.r.tokenHTTP()},
+		// Its metadata, checked, name the endpoint.
+		Then: exchange.Server{Endpoint: d.TokenEndpoint, Issuer: d.Issuer, Pinned: true, Client: there, HTTP: s.r.tokenHTTP()},
 	}, issuer: d.Issuer}, nil
 }
 

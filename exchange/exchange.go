@@ -351,7 +351,7 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 		return nil, err
 	}
 	requested := t.requested()
-	expires, err := t.Server.check(answer, requested, t.audiences(), x.now())
+	expires, err := t.Server.check(answer, requested, t.meant, x.now())
 	if err != nil || t.Kind != IDJAG {
 		return &Token{Access: answer.Access, Expires: expires, Issued: answer.IssuedType}, err
 	}
@@ -369,7 +369,7 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 	if answer, err = x.ask(ctx, &t.Then, form); err != nil {
 		return nil, &ThenError{err}
 	}
-	expires, err = t.Then.check(answer, TypeAccessToken, nil, x.now())
+	expires, err = t.Then.check(answer, TypeAccessToken, t.meantThere, x.now())
 	if err != nil {
 		return nil, &ThenError{err}
 	}
@@ -386,21 +386,6 @@ func (x *Exchanger) ask(ctx context.Context, s *Server, form url.Values) (answer
 	}
 	defer func() { leave(gate.Judge(err)) }()
 	return endpoint.Token(ctx, s.HTTP.Fetch(), s.Endpoint, s.Client, form)
-}
-
-// audiences are whom the answer of the first server may be for.
-func (t *Target) audiences() []string {
-	var out []string
-	if t.Audience != "" {
-		out = append(out, t.Audience)
-	}
-	// A machine's resource is what its remote publishes, and servers that do not
-	// know the parameter put something else into aud; an exchange's comes from the
-	// config.
-	if t.Resource != "" && t.Kind == Exchange {
-		out = append(out, t.Resource)
-	}
-	return out
 }
 
 // ThenError is a failure at the second server of an ID-JAG.

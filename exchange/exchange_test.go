@@ -804,7 +804,7 @@ func TestIDJAG(t *testing.T) {
 	as := newProvider(t)
 	target := *f.target
 	target.Kind, target.Audience, target.Resource, target.Scopes = IDJAG, as.URL, "https://crm.example/mcp", []string{"crm.read"}
-	target.Then = Server{Endpoint: as.URL + "/token", HTTP: f.http, Client: endpoint.Client{ID: "there", Secret: secret.New("canary-there")}}
+	target.Then = Server{Endpoint: as.URL + "/token", Issuer: as.URL, Pinned: true, HTTP: f.http, Client: endpoint.Client{ID: "there", Secret: secret.New("canary-there")}}
 	jag := map[string]any{"issued_token_type": TypeIDJAG, "token_type": "N_A"}
 	f.provider.set(func(w http.ResponseWriter, _ *http.Request, n int) {
 		f.provider.issue(w, map[string]any{"aud": as.URL, "n": n}, jag)
@@ -847,6 +847,28 @@ func TestIDJAG(t *testing.T) {
 	f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) {
 		f.provider.issue(w, map[string]any{"aud": as.URL}, jag)
 	})
+	for name, test := range map[string]struct {
+		claims, members map[string]any
+		want            error
+	}{
+		"of another server":      {map[string]any{"iss": "https://evil.example", "aud": target.Resource}, nil, ErrIssuer},
+		"for another place":      {map[string]any{"aud": "https://payroll.example/mcp"}, nil, ErrAudience},
+		"for other places":       {map[string]any{"aud": []string{"https://crm.example:8443/mcp", "http://crm.example/mcp"}}, nil, ErrAudience},
+		"for the same place":     {map[string]any{"aud": "HTTPS://CRM.example:443"}, nil, nil},
+		"for several":            {map[string]any{"aud": []string{"https://payroll.example", target.Resource}}, nil, nil},
+		"for a name of its own":  {map[string]any{"aud": "api://crm"}, nil, nil},
+		"that does not tell":     {nil, nil, nil},
+		"that nobody can read":   {nil, map[string]any{"access_token": "canary-opaque"}, nil},
+		"that is of other types": {nil, map[string]any{"issued_token_type": TypeIDJAG}, ErrTokenType},
+	} {
+		as.set(func(w http.ResponseWriter, _ *http.Request, _ int) { as.issue(w, test.claims, test.members) })
+		again := target
+		again.Remote = name
+		_, err := f.Token(t.Context(), f.alice, &again)
+		if _, then := errors.AsType[*ThenError](err); !errors.Is(err, test.want) || then != (test.want != nil) {
+			t.Errorf("a token %s: %v", name, err)
+		}
+	}
 	as.set(func(w http.ResponseWriter, _ *http.Request, _ int) { w.WriteHeader(http.StatusBadGateway) })
 	target.Remote = "down"
 	_, err := f.Token(t.Context(), f.alice, &target)
