@@ -38,15 +38,14 @@ type silent struct {
 	b *Broker
 	r *Remote
 
-	turn chan struct{} // held by the one who looks for the target
-
-	mu       sync.Mutex // guards what follows; never held over the network
-	found    *found     // nil: not looked for yet
-	doubted  bool       // found is looked for again when the next token is needed
-	missed   missed
-	troubles map[Principal]trouble
-	raised   map[Principal]raised
-	forced   map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
+	mu        sync.Mutex // guards what follows; never held over the network
+	found     *found     // nil: not looked for yet
+	doubted   bool       // found is looked for again when the next token is needed
+	missed    missed
+	searching *search // nil: nobody looks
+	troubles  map[Principal]trouble
+	raised    map[Principal]raised
+	forced    map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
 }
 
 // found is where a remote's tokens come from.
@@ -100,7 +99,7 @@ type trouble struct {
 }
 
 func newSilent(b *Broker, r *Remote) *silent {
-	return &silent{b: b, r: r, turn: make(chan struct{}, 1), troubles: map[Principal]trouble{}, raised: map[Principal]raised{}, forced: map[Principal]time.Time{}}
+	return &silent{b: b, r: r, troubles: map[Principal]trouble{}, raised: map[Principal]raised{}, forced: map[Principal]time.Time{}}
 }
 
 // browser reports whether tokens for the remote come of a person's visit to its
@@ -403,35 +402,78 @@ func (s *silent) explain(err error) error {
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
 }
 
-// find looks for where the remote's tokens come from, as its challenge says.
-// One looks at a time; who waited takes what was found meanwhile if it serves.
+// search is one look for where the remote's tokens come from, that everybody who
+// needs it waits for.
+type search struct {
+	done  chan struct{}
+	found *found // set before done is closed, like err
+	err   error
+}
+
+// find looks for where the remote's tokens come from, as its challenge says. One
+// looks at a time; who waited takes what was found meanwhile if it serves.
 func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
-	was := s.known()
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	for {
+		call, mine, err := s.search(ch)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-call.done:
+		}
+		if mine || call.err != nil || s.serves(call.found, ch) {
+			return call.found, call.err
+		}
 	}
-	now := s.b.now()
-	s.mu.Lock()
-	known, last := s.found, s.missed
-	s.mu.Unlock()
-	serves := known != nil && (len(s.r.Scopes) > 0 || containsAll(known.target.Scopes, ch.Scope))
-	switch {
-	case serves && (known != was || now.Before(last.until)):
-		return known, nil
-	case now.Before(last.until):
-		return nil, last.err
-	}
-	look, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	f, err := s.look(look, ch, nil)
-	if err != nil && ctx.Err() != nil {
-		return nil, ctx.Err() // who asked has gone
-	}
+}
+
+// serves reports whether what was found is enough for a challenge.
+func (s *silent) serves(f *found, ch challenge) bool {
+	return f != nil && (len(s.r.Scopes) > 0 || containsAll(f.target.Scopes, ch.Scope))
+}
+
+// search begins a look, or joins the one that is under way. While a server is away
+// it has ended before it began.
+func (s *silent) search(ch challenge) (call *search, mine bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.searching != nil {
+		return s.searching, false, nil
+	}
+	call = &search{done: make(chan struct{})}
+	if s.b.now().Before(s.missed.until) {
+		if call.err = s.missed.err; s.serves(s.found, ch) {
+			call.found, call.err = s.found, nil
+		}
+		close(call.done)
+		return call, true, nil
+	}
+	ctx, done, err := s.b.work(startTime)
+	if err != nil {
+		return nil, false, err
+	}
+	s.searching = call
+	go func() {
+		defer done()
+		f, err := s.look(ctx, ch, nil)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		defer close(call.done)
+		s.searching = nil
+		call.found, call.err = s.lookedLocked(ch, f, err)
+	}()
+	return call, true, nil
+}
+
+// lookedLocked keeps what came of a look, and returns what it is worth to those
+// who wait. s.mu is held.
+func (s *silent) lookedLocked(ch challenge, f *found, err error) (*found, error) {
+	if errors.Is(err, context.Canceled) {
+		return nil, err // our own doing
+	}
+	now := s.b.now()
 	if err == nil {
 		f.at = now
 		s.found, s.doubted, s.missed = f, false, missed{}
@@ -443,10 +485,10 @@ func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
 	}
 	// Everybody comes here while a server is away: one of them asks, now and then,
 	// and what was found before is no worse for it.
-	s.missed = last.again(failure, now)
-	if serves {
+	s.missed = s.missed.again(failure, now)
+	if s.serves(s.found, ch) {
 		s.doubted = false
-		return known, nil
+		return s.found, nil
 	}
 	return nil, failure
 }

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"log/slog"
@@ -505,6 +506,60 @@ func TestUnwanted(t *testing.T) {
 		o.remote(name).Set(func(k *authtest.RemoteKnobs) { k.MCP = nil })
 		o.works(alice, name)
 	}
+}
+
+// Where tokens come from is looked for once, whoever waits for it and leaves; what
+// came of it counts for those who come later.
+func TestOneLooks(t *testing.T) {
+	o := newOffice(t, nil)
+	if err := o.logIn(o.link(alice, "wiki")); err != nil {
+		t.Fatal(err)
+	}
+	o.clock.Advance(10 * time.Minute) // what the login knew of the provider is old
+	asked, gate := make(chan struct{}, 10), make(chan struct{})
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Metadata = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			asked <- struct{}{}
+			<-gate
+			authtest.Status(http.StatusServiceUnavailable)(w, r, next)
+		}
+	})
+	before := o.idp.Count(authtest.EndpointMetadata)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error)
+	for range 3 {
+		go func() {
+			_, err := o.Authorizer(alice, "files").Token(ctx)
+			left <- err
+		}()
+	}
+	<-asked
+	leave()
+	for range 3 {
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
+	}
+	for range 3 { // and these come when the others have left
+		if _, err := o.Authorizer(alice, "files").Token(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointMetadata) - before; n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	close(gate)
+	for range 3 {
+		if say := o.fails(alice, "files"); !strings.Contains(say, "503") {
+			t.Errorf("%q", say)
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointMetadata) - before; n > 2 { // it has two places
+		t.Errorf("%d requests", n)
+	}
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Metadata = nil })
+	o.clock.Advance(2 * time.Second)
+	o.works(alice, "files")
 }
 
 // More permissions are one user's: what the server refuses to another costs them
