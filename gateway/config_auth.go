@@ -257,6 +257,12 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 	if f == nil {
 		return
 	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if s.Auth.Type == auth.TypeForward && !s.Disabled && s.Auth.SubjectTokenType != "accessToken" && f.IDTokenFile == "" && f.ClientID != "" && s.Auth.Audience != f.ClientID {
+			r.note(join("mcpServers", s.Name)+".auth.audience", "is not gateway.auth.clientId, whom ID tokens are for: nothing is forwarded unless the provider adds this audience to them")
+		}
+	}
 	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile,
 		Audience: f.Audience, IdentityClaims: f.IdentityClaims}
 	l.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
