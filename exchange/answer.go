@@ -132,12 +132,13 @@ func (t *Target) meant(audience []string) bool {
 }
 
 // meantThere is meant for the second server of an ID-JAG. What it calls the
-// remote is between those two, but a URL of another place is not the remote.
+// remote is between those two, some name themselves, but a URL of a third place is
+// not the remote.
 func (t *Target) meantThere(audience []string) bool {
 	there := placeOf(t.Resource)
 	return there == "" || slices.ContainsFunc(audience, func(a string) bool {
 		place := placeOf(a)
-		return place == "" || place == there
+		return place == "" || place == there || place == placeOf(t.Then.Issuer)
 	})
 }
 

@@ -855,6 +855,7 @@ func TestIDJAG(t *testing.T) {
 		"for another place":      {map[string]any{"aud": "https://payroll.example/mcp"}, nil, ErrAudience},
 		"for other places":       {map[string]any{"aud": []string{"https://crm.example:8443/mcp", "http://crm.example/mcp"}}, nil, ErrAudience},
 		"for the same place":     {map[string]any{"aud": "HTTPS://CRM.example:443"}, nil, nil},
+		"for who issued it":      {map[string]any{"aud": as.URL}, nil, nil},
 		"for several":            {map[string]any{"aud": []string{"https://payroll.example", target.Resource}}, nil, nil},
 		"for a name of its own":  {map[string]any{"aud": "api://crm"}, nil, nil},
 		"that does not tell":     {nil, nil, nil},
