@@ -68,6 +68,7 @@ type Gateway struct {
 	before   mergedBefore
 	clients  *clients
 	callback *windowLimit
+	bearers  *windowLimit // tokens that the provider would have to be asked about
 	legacy   http.Handler
 	modern   http.Handler
 
@@ -119,6 +120,7 @@ func New(s Setup) *Gateway {
 	g.names = newNamer(prefixes)
 	limits := s.Config.Gateway.Limits
 	g.callback = newWindowLimit(limits.CallbackPerMinute, limits.CallbackPerMinuteTotal, g.now)
+	g.bearers = newWindowLimit(askedPerMinute, askedPerMinuteTotal, g.now)
 	g.clients = newClients(g, limits.Sessions)
 	g.metrics.watch(g)
 	g.legacy, g.modern = newMCPHandlers(int64(limits.BodyBytes))

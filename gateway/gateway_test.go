@@ -21,6 +21,7 @@ import (
 	"gatehouse/auth"
 	"gatehouse/auth/authtest"
 	"gatehouse/auth/guard"
+	"gatehouse/auth/secret"
 	"gatehouse/session"
 )
 
@@ -62,8 +63,10 @@ func newInsideFor(t *testing.T, remote *authtest.Remote, config string, idp *aut
 		PublicURL: url, CallbackPath: "/oauth/callback", Store: store, Log: canary.Logger(),
 	}
 	if idp != nil {
+		const key = "canary-cs-gatehouse"
+		idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: key, Method: "client_secret_basic", RedirectURIs: []string{url + "/login/callback"}})
 		cfg.Gateway.Login = &Login{Issuer: idp.Issuer(), ClientID: "gatehouse"}
-		conf.Login = &auth.Login{Issuer: idp.Issuer(), ClientID: "gatehouse", Audience: url + "/mcp", HTTP: client}
+		conf.Login = &auth.Login{Issuer: idp.Issuer(), ClientID: "gatehouse", ClientSecret: secret.New(key), Audience: url + "/mcp", HTTP: client}
 	}
 	broker, err := auth.New(conf)
 	if err != nil {

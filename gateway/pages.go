@@ -342,7 +342,7 @@ func connectLink(f *auth.Finished) string {
 
 // mayCallBack counts a callback, and refuses those that are too many.
 func (g *Gateway) mayCallBack(w http.ResponseWriter, r *http.Request) error {
-	retry, ok := g.callback.allow(g.remoteAddr(r))
+	retry, ok := g.callback.allow(g.remoteAddr(r), true)
 	if ok {
 		return nil
 	}

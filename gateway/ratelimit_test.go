@@ -13,7 +13,7 @@ func TestWindowLimit(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	allow := func(from netip.Addr, want bool, when string) {
 		t.Helper()
-		retry, ok := l.allow(from)
+		retry, ok := l.allow(from, true)
 		if ok != want {
 			t.Errorf("%s: allowed %v, want %v", when, ok, want)
 		}
@@ -30,6 +30,11 @@ func TestWindowLimit(t *testing.T) {
 	allow(netip.MustParseAddr("2001:db8::3"), false, "the same /64, third")
 	allow(netip.MustParseAddr("192.0.2.9"), true, "fifth in all")
 	allow(netip.MustParseAddr("192.0.2.10"), false, "sixth in all")
+	if _, ok := l.allow(netip.MustParseAddr("192.0.2.10"), false); !ok {
+		t.Error("what does not count in all was refused for it")
+	}
+	l.giveBack(b)
+	allow(netip.MustParseAddr("192.0.2.11"), true, "in the place of one that was given back")
 	now = now.Add(time.Minute)
 	allow(a, true, "a minute later")
 	if len(l.counts) != 1 {
@@ -37,6 +42,12 @@ func TestWindowLimit(t *testing.T) {
 	}
 	now = now.Add(-time.Hour)
 	allow(a, true, "the clock went back")
+	for i := range maxAddresses + 100 {
+		l.allow(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), false)
+	}
+	if len(l.counts) > maxAddresses+1 {
+		t.Errorf("%d addresses remembered", len(l.counts))
+	}
 }
 
 // TestRemoteAddr: X-Forwarded-For counts from a trusted proxy alone, and of it

@@ -28,6 +28,13 @@ const (
 	mcpPath      = "/mcp"
 )
 
+// How many bearer tokens a minute the provider is asked about that it then does
+// not vouch for: of one address, and in all.
+const (
+	askedPerMinute      = 300
+	askedPerMinuteTotal = 20_000
+)
+
 // authenticate says for whom an MCP request is, and refuses those of nobody.
 // Where nobody is asked who they are, the identity is the zero one.
 func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth.Identity, ok bool) {
@@ -36,8 +43,15 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth
 	}
 	token, code := bearer(r)
 	if code == "" {
-		identity, err := g.auth.Authenticate(r.Context(), token)
+		from, asked := g.remoteAddr(r), false
+		identity, err := g.auth.Authenticate(r.Context(), token, func() bool {
+			_, asked = g.bearers.allow(from, true)
+			return asked
+		})
 		if err == nil {
+			if asked {
+				g.bearers.giveBack(from)
+			}
 			// It has said who it is, and goes no further. The SDK wants to see one.
 			r.Header["Authorization"] = seenBearer
 			return identity, true
@@ -46,8 +60,13 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth
 			return who, false // nobody is there any more
 		}
 		code = "invalid_token"
-		g.log.Info("request refused: its bearer token is not accepted", "error", err)
-		g.record(r.Context(), slog.LevelWarn, eventRefused, auth.Principal{}, slog.String("why", "bearer"), slog.String("from", g.remoteAddr(r).String()))
+		if errors.Is(err, auth.ErrUnasked) {
+			// No record of each: the address has some already, and may go on for long.
+			g.metrics.hit("bearersPerMinute")
+		} else {
+			g.log.Info("request refused: its bearer token is not accepted", "error", err)
+			g.record(r.Context(), slog.LevelWarn, eventRefused, auth.Principal{}, slog.String("why", "bearer"), slog.String("from", from.String()))
+		}
 	}
 	g.metrics.unauthenticated(code)
 	g.challenge(w, code)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -105,6 +106,42 @@ func (u *users) do(method, path, user, body string, header http.Header) *http.Re
 		u.t.Fatal(err)
 	}
 	return resp
+}
+
+// TestMadeUpBearers: whoever makes tokens up has the provider asked about some of
+// them, and does not keep those out who have good ones, nor another address.
+func TestMadeUpBearers(t *testing.T) {
+	u := newUsers(t, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"trustedProxies": ["127.0.0.0/8"]}}`)
+	const initialize = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`
+	status := func(token, from string) int {
+		resp := u.do(http.MethodPost, "/mcp", "", initialize, http.Header{"Authorization": {"Bearer " + token}, "X-Forwarded-For": {from}})
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	const here, elsewhere = "198.51.100.2", "198.51.100.3"
+	bob := u.idp.Mint("bob", u.url+"/mcp")
+	if got := status(bob, here); got != http.StatusOK {
+		t.Fatal(got)
+	}
+	asked := u.idp.Count(authtest.EndpointIntrospect)
+	for i := range 2 * askedPerMinute {
+		if got := status(fmt.Sprint("made-up-", i), here); got != http.StatusUnauthorized {
+			t.Fatal(got)
+		}
+	}
+	if n := u.idp.Count(authtest.EndpointIntrospect) - asked; n != askedPerMinute {
+		t.Errorf("the provider was asked %d times, want %d", n, askedPerMinute)
+	}
+	if got := status(bob, here); got != http.StatusOK {
+		t.Errorf("a good token from the same address: %d", got)
+	}
+	alice := u.idp.Mint("alice", u.url+"/mcp")
+	if got := status(alice, here); got != http.StatusUnauthorized {
+		t.Errorf("one that nobody knows, from there: %d", got)
+	}
+	if got := status(alice, elsewhere); got != http.StatusOK {
+		t.Errorf("the same from another address: %d", got)
+	}
 }
 
 // TestStreamEndsWithItsToken: who opened a stream has to show another token when
