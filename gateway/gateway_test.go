@@ -400,3 +400,20 @@ func TestDescribe(t *testing.T) {
 		}
 	}
 }
+
+// TestFromElsewhere: what is for this machine alone is not had by a Host header
+// that says that one is on it.
+func TestFromElsewhere(t *testing.T) {
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{}), oneRemote)
+	for peer, want := range map[string]int{"127.0.0.1:5": http.StatusOK, "[::1]:5": http.StatusOK, "192.0.2.1:5": http.StatusForbidden, "10.0.0.1:5": http.StatusForbidden} {
+		for _, path := range []string{"/metrics", "/"} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost"+path, nil)
+			r.RemoteAddr = peer
+			w := httptest.NewRecorder()
+			g.Handler().ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s from %s: %d, want %d", path, peer, w.Code, want)
+			}
+		}
+	}
+}

@@ -317,11 +317,11 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fromElsewhere reports whether a request comes by a name that is not this
-// machine's own or, where the config names a public URL, through the proxy
-// behind it. Such headers can be forged, but only into a refusal.
+// fromElsewhere reports whether a request comes from another machine, by a name
+// that is not this one's own or, where the config names a public URL, through the
+// proxy behind it. Such headers can be forged, but only into a refusal.
 func (g *Gateway) fromElsewhere(r *http.Request) bool {
-	if !isLoopbackName(hostOf(r.Host)) {
+	if !g.remoteAddr(r).IsLoopback() || !isLoopbackName(hostOf(r.Host)) {
 		return true
 	}
 	return !g.onLoopback() && slices.ContainsFunc([]string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"}, func(name string) bool {
