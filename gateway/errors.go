@@ -258,6 +258,8 @@ func renderPage(err error, log *slog.Logger) problem {
 		return problem{http.StatusForbidden, "This page is out of date", "The gateway has been restarted, or its config has changed, since the page was opened. Open it again."}
 	case errors.Is(err, errTooMany):
 		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
+	case errors.Is(err, session.ErrFull):
+		return problem{http.StatusTooManyRequests, "Too many users at once", "The gateway serves as many sessions as it may (gateway.limits.sessions). Wait a minute and try again."}
 	case errors.Is(err, errDraining):
 		return problem{http.StatusServiceUnavailable, "Shutting down", "The gateway is shutting down. Try again when it is back."}
 	}

@@ -73,6 +73,7 @@ func newInsideFor(t *testing.T, remote *authtest.Remote, config string, idp *aut
 		t.Fatal(err)
 	}
 	pool := session.New(session.Config{
+		MaxSessions: cfg.Gateway.Limits.Sessions,
 		Remotes: []session.Remote{{Name: "r", URL: remote.URL, HTTP: client, Authorizer: func(p auth.Principal) session.Authorizer {
 			return broker.Authorizer(p, "r")
 		}}},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,6 +23,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
+	"gatehouse/session"
 	"gatehouse/session/rawjson"
 )
 
@@ -117,6 +119,7 @@ func (g *Gateway) guardHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !g.hostAllowed(r.Host) {
 			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method, "host", printable(r.Host))
+			g.refused(r, auth.Principal{}, "host")
 			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
 			return
 		}
@@ -143,6 +146,7 @@ func (g *Gateway) guardOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if origins := r.Header.Values("Origin"); len(origins) > 0 && !g.originAllowed(origins, r.Host) {
 			g.log.Warn("request refused: foreign Origin", "method", r.Method)
+			g.refused(r, auth.Principal{}, "origin")
 			http.Error(w, "Forbidden: requests from pages of another origin are not served", http.StatusForbidden)
 			return
 		}
@@ -301,7 +305,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	if g.refuseCall(w, client.view, method) {
+	if g.refuseCall(w, r, client.view, method) {
 		return
 	}
 	if r.Method == http.MethodPost && g.serveShortLegacy(w, r, client, method) {
@@ -338,9 +342,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Id
 		return
 	}
 	if !g.clients.makeRoom() {
-		g.metrics.hit("sessions")
-		w.Header().Set("Retry-After", "60")
-		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+		g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusTooManyRequests)
 		return
 	}
 	// The SDK has put the session's id there, if there is one now.
@@ -372,11 +375,14 @@ func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handl
 
 func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, who auth.Identity, method string) {
 	if err != nil {
+		if errors.Is(err, session.ErrFull) {
+			g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		}
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	if g.refuseCall(w, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
+	if g.refuseCall(w, r, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
 		return
 	}
 	h.ServeHTTP(w, withServer(r, v.server, who))
@@ -404,7 +410,7 @@ func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method strin
 
 // refuseCall answers a call that is one too many for its principal. It is
 // counted further in, so that one that slips through is refused there.
-func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool {
+func (g *Gateway) refuseCall(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
 	switch method {
 	case "tools/call", "prompts/get", "resources/read", "completion/complete":
 	default:
@@ -414,10 +420,20 @@ func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool
 	if refused == nil {
 		return false
 	}
-	g.metrics.hit(refused.limit)
-	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
+	g.tooMany(w, r, v.principal, refused.limit, refused.retry)
 	http.Error(w, refused.say(), http.StatusTooManyRequests)
 	return true
+}
+
+// fullFor is when it is worth trying again where all places are taken.
+const fullFor = time.Minute
+
+// tooMany counts a request that a limit refuses, writes it down and says when to
+// try again. Answering it is the caller's.
+func (g *Gateway) tooMany(w http.ResponseWriter, r *http.Request, p auth.Principal, limit string, retry time.Duration) {
+	g.metrics.hit(limit)
+	g.refused(r, p, limit)
+	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(retry.Seconds())))))
 }
 
 // declaredAtFirst returns the capabilities in the params of initialize.

@@ -11,12 +11,12 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"gatehouse/auth"
+	"gatehouse/session"
 )
 
 // connectWait is how long the page after a sign-in waits for the connection.
@@ -72,6 +72,12 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 		err := h(w, r)
 		if err == nil {
 			return
+		}
+		switch {
+		case errors.Is(err, session.ErrFull):
+			g.tooMany(w, r, auth.Principal{}, "sessions", fullFor)
+		case errors.Is(err, errForeignPage):
+			g.refused(r, auth.Principal{}, "foreign_page")
 		}
 		problem := renderPage(err, g.log)
 		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
@@ -346,8 +352,7 @@ func (g *Gateway) mayCallBack(w http.ResponseWriter, r *http.Request) error {
 	if ok {
 		return nil
 	}
-	w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
-	g.metrics.hit("callbackPerMinute")
+	g.tooMany(w, r, auth.Principal{}, "callbackPerMinute", retry)
 	return errTooMany
 }
 

@@ -76,9 +76,8 @@ func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
 		Endpoint: "/messages?session=" + id, Response: w, MaxRequestBodyBytes: int64(g.cfg.Gateway.Limits.BodyBytes),
 	}
 	if !g.sse.add(id, sseStream{stream, who.Principal}, g.cfg.Gateway.Limits.Sessions) {
-		g.metrics.hit("sessions")
-		w.Header().Set("Retry-After", "60")
-		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+		g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusTooManyRequests)
 		return
 	}
 	defer g.sse.remove(id)

@@ -65,7 +65,7 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth
 			g.metrics.hit("bearersPerMinute")
 		} else {
 			g.log.Info("request refused: its bearer token is not accepted", "error", err)
-			g.record(r.Context(), slog.LevelWarn, eventRefused, auth.Principal{}, slog.String("why", "bearer"), slog.String("from", from.String()))
+			g.refused(r, auth.Principal{}, "bearer")
 		}
 	}
 	g.metrics.unauthenticated(code)

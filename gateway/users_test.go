@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -45,8 +46,7 @@ func TestUsersLeave(t *testing.T) {
 		return views()
 	}
 	alice := func() {
-		resp := u.do(http.MethodPost, "/mcp", "alice", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_echo","arguments":{"text":"hers"},"_meta":{`+shortEnvelope+`}}}`,
-			http.Header{"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"tools/call"}, "Mcp-Name": {"r_echo"}})
+		resp := u.call("alice")
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		if err != nil || !strings.Contains(string(body), "hers") {
@@ -87,6 +87,35 @@ func TestUsersLeave(t *testing.T) {
 		rest(viewIdle + time.Second)
 	}
 	wg.Wait()
+}
+
+// call is a tools/call of the modern era, as a user.
+func (u *users) call(user string) *http.Response {
+	u.t.Helper()
+	return u.do(http.MethodPost, "/mcp", user, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_echo","arguments":{"text":"hers"},"_meta":{`+shortEnvelope+`}}}`,
+		http.Header{"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"tools/call"}, "Mcp-Name": {"r_echo"}})
+}
+
+// TestFullHouse: where as many users are served as may be, another one is told
+// to come back, in either era.
+func TestFullHouse(t *testing.T) {
+	u := newUsers(t, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"limits": {"sessions": 1}}}`)
+	if resp := u.call("alice"); resp.Body.Close() != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status)
+	}
+	for what, resp := range map[string]*http.Response{"modern": u.call("bob"),
+		"legacy": u.do(http.MethodPost, "/mcp", "bob", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`, nil)} {
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "60" || !strings.Contains(string(body), "gateway.limits.sessions") {
+			t.Errorf("%s: %s, Retry-After %q, %s", what, resp.Status, resp.Header.Get("Retry-After"), body)
+		}
+	}
+	scraped := httptest.NewRecorder()
+	u.metrics.Handler().ServeHTTP(scraped, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	if want := `gatehouse_limits_hit_total{limit="sessions"} 2`; !strings.Contains(scraped.Body.String(), want) {
+		t.Errorf("the metrics lack %s", want)
+	}
 }
 
 // do sends a request as a user; without one, without a token.
