@@ -191,20 +191,20 @@ func (c *clients) has(id string) bool {
 	return c.byID[id] != nil
 }
 
-// makeRoom reports whether one more client fits. When all places are taken,
-// the one that has been silent the longest gives up its own.
+// makeRoom reports whether one more client fits. When all places are taken, an
+// idle one gives up its own.
 func (c *clients) makeRoom() bool {
 	c.mu.Lock()
-	var oldest *client
+	var idle *client
 	full := len(c.byID) >= c.limit
 	if full {
-		oldest = c.takeOldestLocked()
+		idle = c.takeIdleLocked()
 	}
 	c.mu.Unlock()
-	if oldest != nil {
-		c.displace(oldest)
+	if idle != nil {
+		c.displace(idle)
 	}
-	return !full || oldest != nil
+	return !full || idle != nil
 }
 
 // trim ends those that are too many after a client has come for whom there was
@@ -214,7 +214,7 @@ func (c *clients) trim(last string) {
 		var over *client
 		c.mu.Lock()
 		if len(c.byID) > c.limit {
-			if over = c.takeOldestLocked(); over == nil {
+			if over = c.takeIdleLocked(); over == nil {
 				over = c.byID[last]
 				delete(c.byID, last)
 			}
@@ -227,18 +227,27 @@ func (c *clients) trim(last string) {
 	}
 }
 
-// takeOldestLocked takes out the client that has been silent the longest; nil
-// if none is.
-func (c *clients) takeOldestLocked() (oldest *client) {
+// takeIdleLocked takes out one that is idle, nil if none is: of the principal that
+// holds the most, so that nobody drives others out, the one that has been silent
+// the longest.
+func (c *clients) takeIdleLocked() (chosen *client) {
+	held := map[*view]int{}
 	for _, cl := range c.byID {
-		if cl.active == 0 && (oldest == nil || cl.seen.Before(oldest.seen)) {
-			oldest = cl
+		held[cl.view]++
+	}
+	for _, cl := range c.byID {
+		if cl.active > 0 {
+			continue
+		}
+		if chosen == nil || held[cl.view] > held[chosen.view] ||
+			held[cl.view] == held[chosen.view] && cl.seen.Before(chosen.seen) {
+			chosen = cl
 		}
 	}
-	if oldest != nil {
-		delete(c.byID, oldest.id)
+	if chosen != nil {
+		delete(c.byID, chosen.id)
 	}
-	return oldest
+	return chosen
 }
 
 // displace ends a client that was taken out for another's sake.

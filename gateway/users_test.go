@@ -118,6 +118,29 @@ func TestFullHouse(t *testing.T) {
 	}
 }
 
+// TestRoomOfOwn: who opens session after session gives up their own for it, not
+// that of another user, however long that one has been silent.
+func TestRoomOfOwn(t *testing.T) {
+	u := newUsers(t, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"limits": {"sessions": 5}}}`)
+	bob := u.connect("bob", authtest.ProtocolLegacy)
+	var hers []*authtest.Client
+	for range 10 {
+		u.forward.Add(int64(time.Second))
+		hers = append(hers, u.connect("alice", authtest.ProtocolLegacy))
+	}
+	lives := func(user, id string) bool {
+		resp := u.do(http.MethodPost, "/mcp", user, `{"jsonrpc":"2.0","id":9,"method":"tools/list"}`, http.Header{"Mcp-Session-Id": {id}, "Mcp-Protocol-Version": {"2025-11-25"}})
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	}
+	if !lives("bob", bob.ID()) {
+		t.Error("alice's sessions have ended bob's")
+	}
+	if lives("alice", hers[5].ID()) || !lives("alice", hers[6].ID()) {
+		t.Error("of hers it is not the oldest that have ended")
+	}
+}
+
 // do sends a request as a user; without one, without a token.
 func (u *users) do(method, path, user, body string, header http.Header) *http.Response {
 	u.t.Helper()
