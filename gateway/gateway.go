@@ -178,6 +178,25 @@ func (v *view) leave() {
 	v.seen = v.g.now()
 }
 
+// maxStreams is how many event streams one principal may hold open. A client needs
+// one.
+const maxStreams = 64
+
+// stream counts an event stream until done is called; false if it is one too many.
+func (v *view) stream() (done func(), ok bool) {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	if v.streams >= maxStreams {
+		return nil, false
+	}
+	v.streams++
+	return func() {
+		v.g.mu.Lock()
+		defer v.g.mu.Unlock()
+		v.streams--
+	}, true
+}
+
 // viewIdle is how long the connections of a user are held who has no client
 // with a session, no open stream and no request.
 const viewIdle = 40 * time.Second

@@ -273,7 +273,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		// closes the streams.
 		defer g.calls.begin()()
 	}
-	if g.users && (r.Method == http.MethodGet || method == "subscriptions/listen") {
+	if g.users && staysOpen(r, method) {
 		var done context.CancelFunc
 		r, done = g.during(r, who)
 		defer done()
@@ -308,6 +308,14 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	if g.refuseCall(w, r, client.view, method) {
 		return
 	}
+	if staysOpen(r, method) {
+		done, ok := client.view.stream()
+		if !ok {
+			g.refuseStream(w, r, client.view.principal)
+			return
+		}
+		defer done()
+	}
 	if r.Method == http.MethodPost && g.serveShortLegacy(w, r, client, method) {
 		return
 	}
@@ -319,6 +327,17 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		g.log.Info("session ended by the client", "session", shortID(id))
 		g.clients.end(client)
 	}
+}
+
+// staysOpen reports whether a request is answered by an event stream that lasts.
+func staysOpen(r *http.Request, method string) bool {
+	return r.Method == http.MethodGet || method == "subscriptions/listen"
+}
+
+// refuseStream answers a request for an event stream that is one too many.
+func (g *Gateway) refuseStream(w http.ResponseWriter, r *http.Request, p auth.Principal) {
+	g.tooMany(w, r, p, "streams", fullFor)
+	http.Error(w, "too many event streams of one user: "+strconv.Itoa(maxStreams)+" may be open at once", http.StatusTooManyRequests)
 }
 
 // fromElsewhere reports whether a request comes from another machine, by a name
@@ -381,6 +400,14 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
+	}
+	if staysOpen(r, method) {
+		done, ok := v.stream()
+		if !ok {
+			g.refuseStream(w, r, v.principal)
+			return
+		}
+		defer done()
 	}
 	if g.refuseCall(w, r, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
 		return

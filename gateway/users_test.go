@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +139,61 @@ func TestRoomOfOwn(t *testing.T) {
 	}
 	if lives("alice", hers[5].ID()) || !lives("alice", hers[6].ID()) {
 		t.Error("of hers it is not the oldest that have ended")
+	}
+}
+
+// TestStreamsOfOne: one user holds so many event streams open and no more, of
+// whichever kind, and others have theirs.
+func TestStreamsOfOne(t *testing.T) {
+	u := newUsers(t, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}}, "gateway": {"sse": true}}`)
+	listen := func(user string) *http.Response {
+		resp := u.do(http.MethodPost, "/mcp", user, `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{`+shortEnvelope+`}}}`,
+			http.Header{"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"subscriptions/listen"}})
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	old := func(user string) *http.Response {
+		resp := u.do(http.MethodGet, "/sse", user, "", nil)
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	refused := func(what string, resp *http.Response) {
+		t.Helper()
+		if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %s, Retry-After %q", what, resp.Status, resp.Header.Get("Retry-After"))
+		}
+	}
+	alice := u.connect("alice", authtest.ProtocolLegacy)
+	var last *http.Response
+	for range maxStreams {
+		if last = listen("alice"); last.StatusCode != http.StatusOK {
+			t.Fatal(last.Status)
+		}
+		if resp := old("alice"); resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status)
+		}
+	}
+	refused("one too many", listen("alice"))
+	refused("of the deprecated transport", old("alice"))
+	stream := http.Header{"Mcp-Session-Id": {alice.ID()}, "Mcp-Protocol-Version": {"2025-11-25"}}
+	resp := u.do(http.MethodGet, "/mcp", "alice", "", stream)
+	resp.Body.Close()
+	refused("of a session", resp)
+	for _, resp := range []*http.Response{listen("bob"), old("bob")} {
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("another user's: %s", resp.Status)
+		}
+	}
+	last.Body.Close()
+	for again := time.Now(); ; runtime.Gosched() { // until the gateway has noticed
+		resp := u.do(http.MethodGet, "/mcp", "alice", "", stream)
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			break
+		}
+		if time.Since(again) > 10*time.Second {
+			t.Fatalf("in the place of one that has ended: %s", resp.Status)
+		}
 	}
 }
 

@@ -37,8 +37,9 @@ type view struct {
 	calls     *callLimit
 
 	waits    sync.WaitGroup // for what goes on in the background, until end
-	seen     time.Time      // when it was last asked for; guarded by g.mu, like the next
+	seen     time.Time      // when it was last asked for; guarded by g.mu, like the next two
 	requests int            // in flight
+	streams  int            // of those, the event streams that stay open
 
 	links   atomic.Int64 // of those, what waits for a link to be visited
 	ended   context.Context
