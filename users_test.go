@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/url"
@@ -278,6 +279,33 @@ func proof(t *testing.T, body string) string {
 		t.Fatalf("no proof in the page:\n%s", body)
 	}
 	return value
+}
+
+// TestLoginEndsMeanwhile: whose login ends while they are at the provider is asked
+// to log in again, with the same link, and is no stranger to it.
+func TestLoginEndsMeanwhile(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	hers := link(t, alice.Call("notes_echo", nil), "notes")
+	b := tm.browser("alice")
+	page := b.Do(http.MethodPost, hers, url.Values{"token": {proof(t, b.Open(hers).Body)}})
+	back := b.OpenUntil(page.Header.Get("Location"), tm.base()).Next
+	b.Submit(b.Open(tm.base()+"/"), "Log out")
+	page = b.Open(back)
+	again := regexp.MustCompile(`href="(/login\?to=[^"]+)"`).FindStringSubmatch(page.Body)
+	if page.Status != http.StatusForbidden || !strings.Contains(page.Body, "You are not logged in") || again == nil {
+		t.Fatalf("the callback of nobody: %d\n%s", page.Status, page.Body)
+	}
+	if n := tm.as.Count(authtest.EndpointToken); n != 0 {
+		t.Errorf("%d token requests", n)
+	}
+	if result := alice.Call("notes_echo", nil); link(t, result, "notes") != hers || strings.Contains(authtest.Text(result), "another account") {
+		t.Errorf("she is told of a stranger: %s", authtest.Text(result))
+	}
+	if page = b.Submit(b.Open(tm.base()+html.UnescapeString(again[1])), "Continue"); !strings.Contains(page.Body, "notes is connected") {
+		t.Errorf("logged in again: %d %s\n%s", page.Status, page.URL, page.Body)
+	}
 }
 
 // TestBearers: who has no good token gets 401, and where to get one.

@@ -86,7 +86,7 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	case errors.Is(err, errPrompt):
 		return b.prompt(work, f, Visit{Who: c.Who, Tour: s.Tour})
 	case errors.Is(err, ErrWrongPerson):
-		return finished, b.stranger(work, f, c.Who)
+		return finished, b.turnAway(work, f, c.Who, err)
 	case err != nil:
 		log.WarnContext(ctx, "callback refused", "error", err)
 		return finished, err
@@ -140,8 +140,8 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	if !ok || subtle.ConstantTimeCompare([]byte(hash("cookie", cookie)), []byte(s.CookieHash)) != 1 {
 		return "", ErrWrongBrowser
 	}
-	if !b.admits(f, c.Who) {
-		return "", ErrWrongPerson
+	if err := b.admits(f, c.Who); err != nil {
+		return "", err
 	}
 	code, err = answerCode(c.Query, &f.Frozen)
 	if !errors.Is(err, ErrDenied) {

@@ -169,7 +169,7 @@ func whyRefused(err error) string {
 		err error
 		why string
 	}{
-		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrWrongPerson, "wrong_person"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
+		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrWrongPerson, "wrong_person"}, {auth.ErrNotLoggedIn, "not_logged_in"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
 		{auth.ErrDenied, "denied"}, {auth.ErrExchange, "exchange_failed"}, {auth.ErrStateUnknown, "state_unknown"},
 	} {
 		if errors.Is(err, known.err) {

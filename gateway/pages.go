@@ -82,14 +82,16 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 		problem := renderPage(err, g.log)
 		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
 		data := pageData{Title: problem.title, Say: problem.say}
-		if denied, ok := errors.AsType[*deniedError](err); ok {
-			data.Again, data.AgainSay = denied.link, "Try again"
+		here := r.URL.EscapedPath()
+		if again, ok := errors.AsType[*againError](err); ok {
+			here = again.link
+			data.Again, data.AgainSay = here, "Try again"
 		}
 		if g.users && errors.Is(err, auth.ErrNotLoggedIn) {
-			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(r.URL.EscapedPath()), "Log in"
+			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(here), "Log in"
 		}
 		if g.users && errors.Is(err, auth.ErrWrongPerson) {
-			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(r.URL.EscapedPath()), "Log in with another account"
+			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(here), "Log in with another account"
 			if who, err := g.visitor(r); err == nil {
 				data.Facts = [][2]string{{"Your account here", cmp.Or(who.account, who.principal.Subject)}}
 			}
@@ -305,8 +307,8 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
-		if errors.Is(err, auth.ErrDenied) && finished != nil {
-			return &deniedError{err, connectLink(finished)}
+		if finished != nil && (errors.Is(err, auth.ErrDenied) || errors.Is(err, auth.ErrNotLoggedIn)) {
+			return &againError{err, connectLink(finished)}
 		}
 		return err
 	}
@@ -327,15 +329,16 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// deniedError is an [auth.ErrDenied] that leaves the link good for another try.
-// Its browser is the one that began, and its user the link's: only they get here.
-type deniedError struct {
+// againError is an [auth.ErrDenied], or an [auth.ErrNotLoggedIn] of somebody whose
+// login has ended meanwhile, which leaves the link good for another try. Its
+// browser is the one that began: only that gets here.
+type againError struct {
 	err  error
 	link string
 }
 
-func (e *deniedError) Error() string { return e.err.Error() }
-func (e *deniedError) Unwrap() error { return e.err }
+func (e *againError) Error() string { return e.err.Error() }
+func (e *againError) Unwrap() error { return e.err }
 
 // connectLink is the path of a sign-in's own page.
 func connectLink(f *auth.Finished) string {

@@ -272,7 +272,7 @@ func (g *Gateway) serveLoginCallback(w http.ResponseWriter, r *http.Request) err
 	if err != nil {
 		g.record(r.Context(), slog.LevelWarn, eventLoginRefused, auth.Principal{}, slog.String("why", whyRefused(err)))
 		if errors.Is(err, auth.ErrDenied) {
-			return &deniedError{err, loginPath}
+			return &againError{err, loginPath}
 		}
 		return err
 	}
