@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -267,6 +268,39 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 	said, err := io.ReadAll(resp.Body) // until the gateway ends it
 	if now := time.Now(); now.Before(soon) || !strings.Contains(string(said), "acknowledged") {
 		t.Errorf("ended %v before its token, with %v: %s", soon.Sub(now), err, said)
+	}
+}
+
+// TestListsAreOnesOwn: what a list holds depends on who asks, so nobody may keep it
+// for others, whatever the remote says of its part; without users and sign-ins
+// that is the remote's to say.
+func TestListsAreOnesOwn(t *testing.T) {
+	const list = `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{` + shortEnvelope + `}}}`
+	public := func(remote *authtest.Remote) {
+		remote.Set(func(k *authtest.RemoteKnobs) {
+			k.List = func(string) json.RawMessage {
+				return json.RawMessage(`{"tools":[{"name":"plan","inputSchema":{"type":"object"}}],"resultType":"complete","ttlMs":60000,"cacheScope":"public"}`)
+			}
+		})
+	}
+	says := func(in *inside, want string, header http.Header) {
+		t.Helper()
+		u := &users{inside: in, t: t}
+		header["Mcp-Protocol-Version"], header["Mcp-Method"] = []string{"2026-07-28"}, []string{"tools/list"}
+		resp := u.do(http.MethodPost, "/mcp", "", list, header)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || !strings.Contains(string(body), "r_plan") || !strings.Contains(string(body), `"cacheScope":"`+want+`"`) {
+			t.Errorf("want %s: %s %v", want, body, err)
+		}
+	}
+	u := newUsers(t, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp", "auth": {"type": "none"}}}}`)
+	public(u.remote)
+	says(u.inside, "private", http.Header{"Authorization": {"Bearer " + u.idp.JWTFor("alice", u.url+"/mcp", nil)}})
+	for auth, want := range map[string]string{"oauth": "private", "none": "public"} {
+		remote := authtest.NewRemote(t, authtest.RemoteConfig{})
+		public(remote)
+		says(newInside(t, remote, `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp", "auth": {"type": "`+auth+`"}}}}`), want, http.Header{})
 	}
 }
 

@@ -185,17 +185,21 @@ var atOnce = func() context.Context {
 }()
 
 // cacheHint is how long a merged list may be kept, and by whom: "public" where
-// every remote says that its part is the same for everybody. A remote that is
-// not connected may change its part at any moment.
+// every remote says that its part is the same for everybody, and none of them
+// knows who asks. A remote that is not connected may change its part at any moment.
 func (v *view) cacheHint(kind int) (ttl time.Duration, scope string) {
 	ttl, scope = time.Hour, "public"
+	if v.g.users {
+		scope = "private" // it says which remotes a user has signed in to
+	}
 	now := time.Now()
-	for _, c := range v.session.Catalogs(atOnce) {
+	servers := v.g.cfg.Running()
+	for i, c := range v.session.Catalogs(atOnce) {
 		hint := c.Hints[kind]
 		if !c.Known || !c.Connected {
 			hint = session.CacheHint{}
 		}
-		if !hint.Public {
+		if !hint.Public || servers[i].Auth.SignsIn() {
 			scope = "private"
 		}
 		ttl = max(0, min(ttl, hint.Until.Sub(now)))
