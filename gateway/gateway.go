@@ -147,6 +147,7 @@ func (g *Gateway) viewLocked(p auth.Principal, capabilities json.RawMessage) (*v
 	}
 	if v := g.views[p]; v != nil {
 		v.seen = g.now()
+		v.wake()
 		return v, nil
 	}
 	s, err := g.sessions.OpenFor(p, capabilities)
@@ -201,13 +202,20 @@ func (v *view) stream() (done func(), ok bool) {
 // with a session, no open stream and no request.
 const viewIdle = 40 * time.Second
 
-// restIdle closes what is held for users who have left. Their grants stay.
+// restIdle closes what is held for users who have left. Their grants stay, and
+// what clients need that have not ended their session.
 func (g *Gateway) restIdle() {
 	held := g.clients.views()
-	var idle []*view
+	var idle, resting []*view
 	g.mu.Lock()
 	for p, v := range g.views {
-		if p.Issuer != "" && v.requests == 0 && !held[v] && g.now().Sub(v.seen) > viewIdle {
+		here, hasClients := held[v]
+		switch {
+		case p.Issuer == "" || v.requests > 0 || here || g.now().Sub(v.seen) <= viewIdle:
+		case hasClients:
+			resting = append(resting, v)
+			v.resting.Store(true)
+		default:
 			idle = append(idle, v)
 			delete(g.views, p)
 			// At once, or who comes now would get what is being closed.
@@ -215,14 +223,24 @@ func (g *Gateway) restIdle() {
 		}
 	}
 	g.mu.Unlock()
-	var resting sync.WaitGroup
+	for _, v := range resting {
+		v.session.Rest()
+	}
+	var closing sync.WaitGroup
 	for _, v := range idle {
-		resting.Go(func() {
+		closing.Go(func() {
 			v.close()
 			v.session.Close()
 		})
 	}
-	resting.Wait()
+	closing.Wait()
+}
+
+// wake has the connections of a view opened again that was at rest.
+func (v *view) wake() {
+	if v.resting.Swap(false) {
+		v.session.Wake()
+	}
 }
 
 // end forgets an ephemeral principal: its view, its connections, its grants.

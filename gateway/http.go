@@ -296,7 +296,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		g.serveFirst(w, r, who, method)
 		return
 	}
-	client, leave, ok := g.clients.enter(id, func(v *view) bool { return !g.users || v.principal == who.Principal })
+	client, leave, ok := g.clients.enter(id, r.Method == http.MethodGet, func(v *view) bool { return !g.users || v.principal == who.Principal })
 	if !ok {
 		// MCP 2025-11-25, session management: "The server MAY terminate the session
 		// at any time, after which it MUST respond to requests containing that
@@ -305,6 +305,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	client.view.wake()
 	if g.refuseCall(w, r, client.view, method) {
 		return
 	}

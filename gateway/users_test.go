@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -89,6 +90,69 @@ func TestUsersLeave(t *testing.T) {
 		rest(viewIdle + time.Second)
 	}
 	wg.Wait()
+}
+
+// TestUsersLeaveWithoutAWord: most clients do not end their session. A minute after
+// its event stream has gone, or a quarter of an hour after the last request of one
+// that had none, nothing is held open for it; it can come back as if nothing was.
+func TestUsersLeaveWithoutAWord(t *testing.T) {
+	u := newUsers(t, oneRemote)
+	// at has so much time pass, and returns how many MCP sessions the remote has then.
+	at := func(d time.Duration, want int) (got int) {
+		u.forward.Add(int64(d))
+		u.restIdle()
+		for began := time.Now(); time.Since(began) < 5*time.Second; runtime.Gosched() { // they end in the background
+			if got = sessions(u.remote); got == want {
+				break
+			}
+		}
+		return got
+	}
+	alice, bob := u.connect("alice", authtest.ProtocolLegacy), u.connect("bob", authtest.ProtocolLegacy)
+	ctx, closeStream := context.WithCancel(t.Context())
+	defer closeStream()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.url+"/mcp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Accept": {"text/event-stream"}, "Authorization": {"Bearer " + u.idp.JWTFor("alice", u.url+"/mcp", nil)},
+		"Mcp-Session-Id": {alice.ID()}, "Mcp-Protocol-Version": {"2025-11-25"}}
+	stream, err := http.DefaultClient.Do(req)
+	if err != nil || stream.StatusCode != http.StatusOK {
+		t.Fatal(stream, err)
+	}
+	defer stream.Body.Close()
+	alice.Call("r_echo", nil)
+	bob.Call("r_echo", nil)
+	if n := at(10*time.Minute, 2); n != 2 {
+		t.Fatalf("%d are connected, one with a stream, one that was there a moment ago", n)
+	}
+	closeStream()
+	for active := 1; active > 0; runtime.Gosched() {
+		u.clients.mu.Lock()
+		active = u.clients.byID[alice.ID()].active
+		u.clients.mu.Unlock()
+	}
+	if n := at(streamGone/2, 2); n != 2 {
+		t.Errorf("%d are connected half a minute after the stream has gone", n)
+	}
+	if n := at(streamGone/2, 1); n != 1 {
+		t.Errorf("%d are connected a minute after the stream has gone", n)
+	}
+	if n := at(silentFor, 0); n != 0 {
+		t.Errorf("%d are connected, and nobody is there", n)
+	}
+	if clients, views := u.left(); clients != 2 || views != 2 {
+		t.Errorf("%d sessions of clients and %d views are left, want both", clients, views)
+	}
+	for _, client := range []*authtest.Client{alice, bob} {
+		if got := authtest.Text(client.Call("r_echo", map[string]any{"text": "again"})); got != "again" {
+			t.Errorf("come back: %s", got)
+		}
+	}
+	if n := sessions(u.remote); n != 2 {
+		t.Errorf("%d are connected, and both are there", n)
+	}
 }
 
 // call is a tools/call of the modern era, as a user.

@@ -41,6 +41,8 @@ type view struct {
 	requests int            // in flight
 	streams  int            // of those, the event streams that stay open
 
+	resting atomic.Bool // its connections are closed, since its clients have left
+
 	links   atomic.Int64 // of those, what waits for a link to be visited
 	ended   context.Context
 	end     context.CancelFunc
