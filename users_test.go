@@ -281,6 +281,53 @@ func proof(t *testing.T, body string) string {
 	return value
 }
 
+// TestStrangerAtTheLink: that somebody else has opened her link Alice is told once
+// more if she has signed in before her next result: by the gateway's own tools, on
+// her page, and when she is asked to sign in elsewhere; what remotes answer stays
+// as it is.
+func TestStrangerAtTheLink(t *testing.T) {
+	t.Parallel()
+	const told = "logged in with another account"
+	for next, tells := range map[string]struct {
+		call func(alice *authtest.Client) string
+		now  bool
+	}{
+		"a remote's": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("notes_echo", map[string]any{"text": "x"}))
+		}, false},
+		"elsewhere": {func(alice *authtest.Client) string { return authtest.Text(alice.Call("files_echo", nil)) }, true},
+		"gateway_find": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("gateway_find_tools", map[string]any{"query": "echo"}))
+		}, true},
+		"gateway_login": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("gateway_login", map[string]any{"remote": "files"}))
+		}, true},
+		"gateway_status": {func(alice *authtest.Client) string { return authtest.Text(alice.Call("gateway_status", nil)) }, true},
+	} {
+		t.Run(next, func(t *testing.T) {
+			t.Parallel()
+			tm := newTeam(t, "")
+			alice := tm.client("alice", authtest.ProtocolLegacy)
+			hers := link(t, alice.Call("notes_echo", nil), "notes")
+			tm.browser("bob").Open(hers)
+			b := tm.browser("alice")
+			b.Submit(b.Open(hers), "Continue")
+			if said := tells.call(alice); strings.Contains(said, told) != tells.now {
+				t.Errorf("told %v, want %v: %s", !tells.now, tells.now, said)
+			}
+			if said := authtest.Text(alice.Call("gateway_find_tools", map[string]any{"query": "echo"})); strings.Contains(said, told) == tells.now {
+				t.Errorf("told for the second time %v: %s", tells.now, said)
+			}
+			if said := authtest.Text(alice.Call("gateway_status", nil)); !strings.Contains(said, told) {
+				t.Errorf("the status says nothing: %s", said)
+			}
+			if page := b.Open(tm.base() + "/"); !strings.Contains(page.Body, "opened by another account") {
+				t.Errorf("her page says nothing: %s", page.Body)
+			}
+		})
+	}
+}
+
 // TestLoginEndsMeanwhile: whose login ends while they are at the provider is asked
 // to log in again, with the same link, and is no stranger to it.
 func TestLoginEndsMeanwhile(t *testing.T) {

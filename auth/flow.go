@@ -132,6 +132,12 @@ func (b *Broker) turnAway(ctx context.Context, f *flow, who Principal, why error
 	}); err != nil && !errors.Is(err, ErrFlowUnknown) {
 		b.log.WarnContext(ctx, "noting that failed", "error", err)
 	}
+	if err := b.updateStrangers(ctx, f.Principal, func(known strangers) bool {
+		known[f.Remote] = stranger{At: now}
+		return true
+	}); err != nil {
+		b.log.WarnContext(ctx, "remembering that failed", "error", err)
+	}
 	return why
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
@@ -77,7 +78,15 @@ func whySignIn(e *auth.RequiredError) string {
 	if e.Stranger {
 		why += " (Somebody logged in with another account has opened the link for it and was refused: keep it to yourself.)"
 	}
+	if len(e.Strangers) > 0 {
+		why += " (" + strangersSay(e.Strangers) + ")"
+	}
 	return why
+}
+
+// strangersSay is what the owner of links is told that somebody else has opened.
+func strangersSay(remotes []string) string {
+	return "Somebody logged in with another account has opened a sign-in link of yours, for " + strings.Join(remotes, " and for ") + ", and was refused: keep such links to yourself."
 }
 
 func reasonToSignIn(e *auth.RequiredError) string {
