@@ -260,6 +260,7 @@ func served(ctx context.Context) servedBy {
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	token, _ := bearer(r) // before it is taken away
 	who, ok := g.authenticate(w, r)
 	if !ok {
 		return
@@ -275,7 +276,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	}
 	if g.users && staysOpen(r, method) {
 		var done context.CancelFunc
-		r, done = g.during(r, who)
+		r, done = g.during(r, who, token)
 		defer done()
 	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {

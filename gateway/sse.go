@@ -72,13 +72,14 @@ func (s *sseSessions) remove(id string) {
 
 // serveSSE is GET /sse: a session from its beginning to its end.
 func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
+	token, _ := bearer(r) // before it is taken away
 	who, ok := g.authenticate(w, r)
 	if !ok {
 		return
 	}
 	if g.users {
 		var done context.CancelFunc
-		r, done = g.during(r, who)
+		r, done = g.during(r, who, token)
 		defer done()
 	}
 	id := rand.Text()

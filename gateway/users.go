@@ -158,11 +158,34 @@ func (g *Gateway) asPrincipal(next http.Handler) http.Handler {
 	}, nil)(next)}
 }
 
-// during ends a stream with the token that it was opened with: who opens it
-// again shows another one.
-func (g *Gateway) during(r *http.Request, who auth.Identity) (*http.Request, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(r.Context(), who.Expires.Sub(g.now()))
-	return r.WithContext(ctx), cancel
+// during ends a stream when its token is not accepted any more: who opens it again
+// shows another one. The token is looked at when it should be, which is its end
+// where that is known.
+func (g *Gateway) during(r *http.Request, who auth.Identity, token string) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		defer cancel()
+		for wait := who.Expires.Sub(g.now()); ; {
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			}
+			again, err := g.auth.Authenticate(ctx, token, nil)
+			if err != nil || again.Principal != who.Principal {
+				return
+			}
+			wait = max(again.Expires.Sub(g.now()), time.Second)
+		}
+	}()
+	return r.WithContext(ctx), func() {
+		cancel()
+		<-over
+	}
 }
 
 // userRoutes adds the routes of a gateway that tells its users apart.

@@ -335,6 +335,40 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 	}
 }
 
+// TestStreamOutlivesALook: a stream goes on while the provider vouches for its
+// token, however often it has to be asked, and no longer.
+func TestStreamOutlivesALook(t *testing.T) {
+	u := newUsers(t, oneRemote)
+	looks := make(chan bool, 100)
+	u.idp.Set(func(k *authtest.ASKnobs) {
+		k.Introspect = authtest.EditJSON(func(doc map[string]any) {
+			doc["exp"] = time.Now().Add(1500 * time.Millisecond).Unix()
+			looks <- true
+		})
+	})
+	token := u.idp.Mint("alice", u.url+"/mcp")
+	resp := u.do(http.MethodPost, "/mcp", "", `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{`+shortEnvelope+`}}}`,
+		http.Header{"Authorization": {"Bearer " + token}, "Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"subscriptions/listen"}})
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, resp.Body)
+		ended <- err
+	}()
+	for range 3 {
+		select {
+		case <-looks:
+		case err := <-ended:
+			t.Fatalf("it has ended while its token was good: %v", err)
+		}
+	}
+	u.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = authtest.Answer(200, "application/json", `{"active":false}`) })
+	<-ended
+}
+
 // TestListsAreOnesOwn: what a list holds depends on who asks, so nobody may keep it
 // for others, whatever the remote says of its part; without users and sign-ins
 // that is the remote's to say.
