@@ -100,6 +100,19 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	return finished, nil
 }
 
+// Plausible reports whether a callback, of a sign-in or a login, may be the end of
+// what began here in the same browser: it has a state, and a cookie for that. It
+// proves nothing, and reads nothing from the store.
+func (b *Broker) Plausible(c Callback) bool {
+	state, ok := one(c.Query, "state")
+	if !ok || len(state) != stateLength {
+		return false
+	}
+	_, flow := c.Cookie(b.cookieName(state))
+	_, trip := c.Cookie(b.tripCookie(state))
+	return flow || trip
+}
+
 // errPrompt: the authorization server has to show something, and was asked not to.
 var errPrompt = errors.New("a prompt is needed")
 

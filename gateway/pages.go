@@ -349,9 +349,12 @@ func connectLink(f *auth.Finished) string {
 	return link
 }
 
-// mayCallBack counts a callback, and refuses those that are too many.
+// mayCallBack counts a callback, and refuses those that are too many. One that can
+// be nobody's counts for its address alone, or a few machines that send such would
+// keep everybody from signing in.
 func (g *Gateway) mayCallBack(w http.ResponseWriter, r *http.Request) error {
-	retry, ok := g.callback.allow(g.remoteAddr(r), true)
+	plausible := g.auth.Plausible(auth.Callback{Query: r.URL.Query(), Cookie: cookiesOf(r)})
+	retry, ok := g.callback.allow(g.remoteAddr(r), plausible)
 	if ok {
 		return nil
 	}

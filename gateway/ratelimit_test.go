@@ -1,10 +1,15 @@
 package gateway
 
 import (
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
+
+	"gatehouse/auth/authtest"
 )
 
 func TestWindowLimit(t *testing.T) {
@@ -47,6 +52,39 @@ func TestWindowLimit(t *testing.T) {
 	}
 	if len(l.counts) > maxAddresses+1 {
 		t.Errorf("%d addresses remembered", len(l.counts))
+	}
+}
+
+// TestCallbacksOfNobody: callbacks that cannot be anybody's use up what their
+// address may send, and nothing of what all may.
+func TestCallbacksOfNobody(t *testing.T) {
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{}), `{"mcpServers": {"r": {"url": "http://127.0.0.1:1/mcp"}},
+		"gateway": {"trustedProxies": ["127.0.0.0/8"], "limits": {"callbackPerMinute": 5, "callbackPerMinuteTotal": 5}}}`)
+	state := strings.Repeat("s", 43)
+	get := func(from, query, cookie string) int {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, g.url+"/oauth/callback/r"+query, nil)
+		r.RemoteAddr = "127.0.0.1:5"
+		r.Header.Set("X-Forwarded-For", from)
+		if cookie != "" {
+			r.Header.Set("Cookie", cookie+"=x")
+		}
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, r)
+		return w.Code
+	}
+	for i := range 6 {
+		from := fmt.Sprint("192.0.2.", i)
+		for _, query := range []string{"", "?state=x", "?state=" + state, "?state=" + state + "&state=" + state} {
+			if got := get(from, query, "gatehouse_flow_another"); got != http.StatusBadRequest {
+				t.Errorf("%q: %d", query, got)
+			}
+		}
+	}
+	if got := get("192.0.2.1", "", ""); got != http.StatusBadRequest {
+		t.Errorf("the fifth of one address: %d", got)
+	}
+	if got := get("192.0.2.1", "", ""); got != http.StatusTooManyRequests {
+		t.Errorf("the sixth of one address: %d", got)
 	}
 }
 
