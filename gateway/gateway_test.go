@@ -418,3 +418,15 @@ func TestFromElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestProbes: supervisors reach what is for them by any name, and nothing else.
+func TestProbes(t *testing.T) {
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{}), oneRemote)
+	for path, want := range map[string]int{"/healthz": http.StatusOK, "/readyz": http.StatusOK, "/readyz/": http.StatusForbidden, "/metrics": http.StatusForbidden, "/": http.StatusForbidden} {
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://10.1.2.3:8080"+path, nil))
+		if w.Code != want {
+			t.Errorf("%s: %d, want %d", path, w.Code, want)
+		}
+	}
+}

@@ -27,6 +27,12 @@ import (
 	"gatehouse/session/rawjson"
 )
 
+// Where supervisors look whether the process lives, and whether it takes calls.
+const (
+	healthPath = "/healthz"
+	readyPath  = "/readyz"
+)
+
 // Handler returns everything that `gatehouse serve` answers.
 func (g *Gateway) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -37,8 +43,8 @@ func (g *Gateway) Handler() http.Handler {
 		mux.HandleFunc(resourcePath, g.serveResource)
 	}
 	g.sseRoutes(mux)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", g.serveReady)
+	mux.HandleFunc("GET "+healthPath, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET "+readyPath, g.serveReady)
 	if g.cfg.Gateway.Metrics.Listen == "" {
 		mux.HandleFunc("GET /metrics", g.serveMetrics)
 	}
@@ -114,10 +120,11 @@ func (g *Gateway) serveMetrics(w http.ResponseWriter, r *http.Request) {
 }
 
 // guardHost refuses requests for a name that is not the gateway's: a foreign
-// page whose name was rebound to this address sends its own.
+// page whose name was rebound to this address sends its own. Probes come by whatever
+// address there is, and learn nothing that matters.
 func (g *Gateway) guardHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !g.hostAllowed(r.Host) {
+		if r.URL.Path != healthPath && r.URL.Path != readyPath && !g.hostAllowed(r.Host) {
 			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method, "host", printable(r.Host))
 			g.refused(r, auth.Principal{}, "host")
 			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
