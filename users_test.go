@@ -241,6 +241,34 @@ func TestUsersAttacked(t *testing.T) {
 	}
 }
 
+// TestWhereTheBrowserGoes: where an authorization server has its page on another
+// host than its name says, the person sees that before Continue.
+func TestWhereTheBrowserGoes(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	b := tm.browser("alice")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	if page := b.Open(link(t, alice.Call("notes_echo", nil), "notes")); page.Status != http.StatusOK || strings.Contains(page.Body, "Its page is at") {
+		t.Errorf("on the issuer's host: %d\n%s", page.Status, page.Body)
+	}
+	tm = newTeam(t, "")
+	issuer, err := url.Parse(tm.as.Issuer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := "localhost:" + issuer.Port()
+	tm.as.Set(func(k *authtest.ASKnobs) {
+		k.Metadata = authtest.EditJSON(func(doc map[string]any) { doc["authorization_endpoint"] = "http://" + elsewhere + "/authorize" })
+	})
+	b, alice = tm.browser("alice"), tm.client("alice", authtest.ProtocolLegacy)
+	page := b.Open(link(t, alice.Call("notes_echo", nil), "notes"))
+	for _, want := range []string{tm.as.Issuer(), "Its page is at", elsewhere} {
+		if page.Status != http.StatusOK || !strings.Contains(page.Body, want) {
+			t.Errorf("the page lacks %q: %d\n%s", want, page.Status, page.Body)
+		}
+	}
+}
+
 // TestFinishedByAnother: what Alice has begun in her browser is of no use in
 // Bob's, nor in hers once somebody else is logged in there.
 func TestFinishedByAnother(t *testing.T) {

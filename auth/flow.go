@@ -84,6 +84,7 @@ type FlowInfo struct {
 	Principal Principal
 	Remote    string
 	Issuer    string
+	SignInAt  string // the host, with its port, that a browser is sent to
 	Scopes    []string
 	Client    string    // the program that asked, as it calls itself: anybody's text, printable
 	Asked     time.Time // when it did
@@ -457,12 +458,20 @@ func (b *Broker) Flow(ctx context.Context, flowID string, v Visit) (*FlowInfo, e
 	if !b.now().Before(f.Expires) {
 		return nil, ErrFlowUnknown
 	}
-	info := &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, Scopes: f.Scopes,
+	info := &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, SignInAt: hostOf(f.Frozen.AuthorizationEndpoint), Scopes: f.Scopes,
 		Client: f.Client, Asked: f.Asked, Stranger: f.Stranger, Expires: f.Expires, Ended: f.Ended, Outcome: f.Outcome}
 	if err := b.admits(f, v.Who); err != nil {
 		return info, b.turnAway(ctx, f, v.Who, err)
 	}
 	return info, nil
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "" // discovery refuses such
+	}
+	return u.Host
 }
 
 // SkipLogin ends the flow of [LoginRemote] that is open for a principal: its

@@ -234,6 +234,9 @@ func (g *Gateway) consentPage(flow *auth.FlowInfo, who visitor, tour bool) (page
 	}
 	fact("Remote", name)
 	fact("Sign-in at", flow.Issuer)
+	if issuer, err := url.Parse(flow.Issuer); err != nil || !strings.EqualFold(issuer.Host, flow.SignInAt) {
+		fact("Its page is at", flow.SignInAt)
+	}
 	fact("Permissions", scopes)
 	fact("Asked for by", flow.Client)
 	fact("Asked for at", flow.Asked.UTC().Format("15:04:05")+" UTC")
