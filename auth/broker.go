@@ -228,11 +228,12 @@ func New(c Config) (*Broker, error) {
 		exchanger: exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now, Fetched: func(t *exchange.Target, outcome, issued string) {
 			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
 		}}),
-		gates:  gates,
-		holds:  map[key]*hold{},
-		loans:  map[key]loan{},
-		starts: map[key]*startCall{},
-		pins:   map[string]string{},
+		gates:   gates,
+		inbound: inbound{wait: introspectWait, gates: gate.New(c.Now)},
+		holds:   map[key]*hold{},
+		loans:   map[key]loan{},
+		starts:  map[key]*startCall{},
+		pins:    map[string]string{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()

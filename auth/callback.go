@@ -85,7 +85,7 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	case errors.Is(err, errPrompt):
 		return b.prompt(work, f, Visit{Who: c.Who, Tour: s.Tour})
 	case errors.Is(err, ErrWrongPerson):
-		return finished, b.stranger(work, f, c.Who)
+		return finished, b.turnAway(work, f, c.Who, err)
 	case err != nil:
 		log.WarnContext(ctx, "callback refused", "error", err)
 		return finished, err
@@ -97,6 +97,19 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	}
 	log.InfoContext(ctx, "signed in", "issuer", f.Frozen.Issuer)
 	return finished, nil
+}
+
+// Plausible reports whether a callback, of a sign-in or a login, may be the end of
+// what began here in the same browser: it has a state, and a cookie for that. It
+// proves nothing, and reads nothing from the store.
+func (b *Broker) Plausible(c Callback) bool {
+	state, ok := one(c.Query, "state")
+	if !ok || len(state) != stateLength {
+		return false
+	}
+	_, flow := c.Cookie(b.cookieName(state))
+	_, trip := c.Cookie(b.tripCookie(state))
+	return flow || trip
 }
 
 // errPrompt: the authorization server has to show something, and was asked not to.
@@ -139,8 +152,8 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	if !ok || subtle.ConstantTimeCompare([]byte(hash("cookie", cookie)), []byte(s.CookieHash)) != 1 {
 		return "", ErrWrongBrowser
 	}
-	if !b.admits(f, c.Who) {
-		return "", ErrWrongPerson
+	if err := b.admits(f, c.Who); err != nil {
+		return "", err
 	}
 	code, err = answerCode(c.Query, &f.Frozen)
 	if !errors.Is(err, ErrDenied) {

@@ -284,9 +284,9 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 		switch claim {
 		case "":
 			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "must be the name of a claim")
-		case "email", "preferred_username", "name", "nickname":
+		case "email", "preferred_username", "name", "nickname", "upn", "unique_name", "username", "phone_number":
 			// OpenID Connect Core section 5.7: these "MUST NOT be used as unique
-			// identifiers for the End-User".
+			// identifiers for the End-User". So it is with what providers add of the kind.
 			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "%s may change, and may become another person's: name a claim that never does, such as sub", claim)
 		}
 	}

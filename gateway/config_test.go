@@ -174,6 +174,10 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"proxy": "ftp://proxy.example.com"`), "must be a URL"},
 		{settings(`"auth": {` + login + `}, "sessions": "shared"`), "no effect"},
 		{settings(`"auth": {` + login + `, "identityClaims": ["email"]}`), "may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["upn"]}`), "upn may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["sub", "unique_name"]}`), "unique_name may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["username"]}`), "username may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["phone_number"]}`), "phone_number may change"},
 		{settings(`"auth": {` + login + `, "identityClaims": [""]}`), "the name of a claim"},
 		{settings(`"auth": {` + login + `, "idTokenFile": "f", "audience": "x"}`), "stands for everybody"},
 		{settings(`"auth": {` + login + `}, "listen": "0.0.0.0:8080"`), "needs gateway.publicUrl"},
@@ -774,4 +778,22 @@ func FuzzParseConfig(f *testing.F) {
 		mux.HandleFunc("/connect/{flow}", nothing)
 		mux.HandleFunc("/mcp", nothing)
 	})
+}
+
+// TestPublicURLIsAnOrigin: it is what browsers call it, or every form would come
+// from another origin.
+func TestPublicURLIsAnOrigin(t *testing.T) {
+	for given, want := range map[string]string{
+		"https://gw.example.com:443": "https://gw.example.com", "https://gw.example.com:443/": "https://gw.example.com",
+		"https://gw.example.com:8443": "https://gw.example.com:8443", "https://gw.example.com:80": "https://gw.example.com:80",
+		"http://127.0.0.1:80": "http://127.0.0.1", "https://[2001:db8::443]": "https://[2001:db8::443]", "https://[2001:db8::1]:443": "https://[2001:db8::1]",
+	} {
+		c, _, err := ParseConfig("c.json", []byte(settings(`"publicUrl": "`+given+`"`)), func(string) (string, bool) { return "", false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Gateway.PublicURL != want {
+			t.Errorf("%s became %s, want %s", given, c.Gateway.PublicURL, want)
+		}
+	}
 }

@@ -117,7 +117,11 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 		return nil, err
 	}
 	if t.remote == "" {
-		return g.callOwn(ctx, c, t.name, got[1], params)
+		result, err := g.callOwn(ctx, c, t.name, got[1], params)
+		if err == nil && t.name != toolCall {
+			return g.tellOfStrangers(ctx, c, t.name, result)
+		}
+		return result, err
 	}
 	outgoing, err := rename(params, t.original)
 	if err != nil {

@@ -32,8 +32,9 @@
 //
 // What happens is counted in metrics.go and, as far as it concerns who did what,
 // written down in audit.go. What a peer may take of the gateway is bounded:
-// calllimit.go for calls of one principal, ratelimit.go for callbacks, slow.go
-// for its time, refuse.go and lines.go for the form of what it sends.
+// calllimit.go for calls of one principal, ratelimit.go for callbacks and tokens
+// that nobody knows, slow.go for its time, refuse.go and lines.go for the form of
+// what it sends.
 //
 // config.go reads the configuration. Nothing in this package looks at flags or
 // the environment.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
@@ -77,7 +78,15 @@ func whySignIn(e *auth.RequiredError) string {
 	if e.Stranger {
 		why += " (Somebody logged in with another account has opened the link for it and was refused: keep it to yourself.)"
 	}
+	if len(e.Strangers) > 0 {
+		why += " (" + strangersSay(e.Strangers) + ")"
+	}
 	return why
+}
+
+// strangersSay is what the owner of links is told that somebody else has opened.
+func strangersSay(remotes []string) string {
+	return "Somebody logged in with another account has opened a sign-in link of yours, for " + strings.Join(remotes, " and for ") + ", and was refused: keep such links to yourself."
 }
 
 func reasonToSignIn(e *auth.RequiredError) string {
@@ -258,6 +267,8 @@ func renderPage(err error, log *slog.Logger) problem {
 		return problem{http.StatusForbidden, "This page is out of date", "The gateway has been restarted, or its config has changed, since the page was opened. Open it again."}
 	case errors.Is(err, errTooMany):
 		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
+	case errors.Is(err, session.ErrFull):
+		return problem{http.StatusTooManyRequests, "Too many users at once", "The gateway serves as many sessions as it may (gateway.limits.sessions). Wait a minute and try again."}
 	case errors.Is(err, errDraining):
 		return problem{http.StatusServiceUnavailable, "Shutting down", "The gateway is shutting down. Try again when it is back."}
 	}

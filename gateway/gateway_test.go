@@ -21,6 +21,7 @@ import (
 	"gatehouse/auth"
 	"gatehouse/auth/authtest"
 	"gatehouse/auth/guard"
+	"gatehouse/auth/secret"
 	"gatehouse/session"
 )
 
@@ -62,14 +63,17 @@ func newInsideFor(t *testing.T, remote *authtest.Remote, config string, idp *aut
 		PublicURL: url, CallbackPath: "/oauth/callback", Store: store, Log: canary.Logger(),
 	}
 	if idp != nil {
+		const key = "canary-cs-gatehouse"
+		idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: key, Method: "client_secret_basic", RedirectURIs: []string{url + "/login/callback"}})
 		cfg.Gateway.Login = &Login{Issuer: idp.Issuer(), ClientID: "gatehouse"}
-		conf.Login = &auth.Login{Issuer: idp.Issuer(), ClientID: "gatehouse", Audience: url + "/mcp", HTTP: client}
+		conf.Login = &auth.Login{Issuer: idp.Issuer(), ClientID: "gatehouse", ClientSecret: secret.New(key), Audience: url + "/mcp", HTTP: client}
 	}
 	broker, err := auth.New(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := session.New(session.Config{
+		MaxSessions: cfg.Gateway.Limits.Sessions,
 		Remotes: []session.Remote{{Name: "r", URL: remote.URL, HTTP: client, Authorizer: func(p auth.Principal) session.Authorizer {
 			return broker.Authorizer(p, "r")
 		}}},
@@ -394,6 +398,35 @@ func TestDescribe(t *testing.T) {
 	} {
 		if got := describe(s, time.Now()); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+// TestFromElsewhere: what is for this machine alone is not had by a Host header
+// that says that one is on it.
+func TestFromElsewhere(t *testing.T) {
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{}), oneRemote)
+	for peer, want := range map[string]int{"127.0.0.1:5": http.StatusOK, "[::1]:5": http.StatusOK, "192.0.2.1:5": http.StatusForbidden, "10.0.0.1:5": http.StatusForbidden} {
+		for _, path := range []string{"/metrics", "/"} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost"+path, nil)
+			r.RemoteAddr = peer
+			w := httptest.NewRecorder()
+			g.Handler().ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s from %s: %d, want %d", path, peer, w.Code, want)
+			}
+		}
+	}
+}
+
+// TestProbes: supervisors reach what is for them by any name, and nothing else.
+func TestProbes(t *testing.T) {
+	g := newInside(t, authtest.NewRemote(t, authtest.RemoteConfig{}), oneRemote)
+	for path, want := range map[string]int{"/healthz": http.StatusOK, "/readyz": http.StatusOK, "/readyz/": http.StatusForbidden, "/metrics": http.StatusForbidden, "/": http.StatusForbidden} {
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://10.1.2.3:8080"+path, nil))
+		if w.Code != want {
+			t.Errorf("%s: %d, want %d", path, w.Code, want)
 		}
 	}
 }

@@ -76,7 +76,12 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		}
 		result, err = g.dispatch(ctx, c, method, params)
 	}
-	if required, ok := errors.AsType[*auth.RequiredError](err); ok && session.Declares(c.capabilities, "elicitation/create", urlMode) {
+	required, ok := errors.AsType[*auth.RequiredError](err)
+	if ok {
+		required = g.withStrangers(ctx, c, required)
+		err = required
+	}
+	if ok && session.Declares(c.capabilities, "elicitation/create", urlMode) {
 		switch {
 		case c.modern && was.Round < signInRounds && !was.Refused:
 			return g.elicitSignIn(c, required, &ticket{Remote: required.Remote, Round: was.Round + 1, Request: request()})

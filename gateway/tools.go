@@ -97,6 +97,47 @@ func (g *Gateway) callOwn(ctx context.Context, c caller, name string, arguments,
 	return nil, unknownTool(name)
 }
 
+// withStrangers adds to a request for a sign-in what its user has to know of
+// others who have opened links of theirs.
+func (g *Gateway) withStrangers(ctx context.Context, c caller, required *auth.RequiredError) *auth.RequiredError {
+	if !g.users {
+		return required
+	}
+	also := *required // others may be reading it
+	also.Strangers = slices.DeleteFunc(g.auth.UntoldStrangers(ctx, c.view.principal), func(remote string) bool {
+		return remote == required.Remote && required.Stranger
+	})
+	return &also
+}
+
+// tellOfStrangers adds the same to a result of the gateway's own tools. What
+// remotes answer is passed on as it is.
+func (g *Gateway) tellOfStrangers(ctx context.Context, c caller, tool string, result json.RawMessage) (json.RawMessage, error) {
+	if !g.users {
+		return result, nil
+	}
+	remotes := g.auth.UntoldStrangers(ctx, c.view.principal)
+	if len(remotes) == 0 || tool == toolStatus {
+		return result, nil // the status says it by itself
+	}
+	got, err := rawjson.Get(result, "content")
+	if err != nil {
+		return nil, fmt.Errorf("reading a result of %s: %w", tool, err)
+	}
+	var content []json.RawMessage
+	if err := json.Unmarshal(got[0], &content); err != nil {
+		return nil, fmt.Errorf("reading a result of %s: %w", tool, err)
+	}
+	more, err := json.Marshal(text(strangersSay(remotes)))
+	if err == nil {
+		got[0], err = json.Marshal(append(content, more))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encoding a result of %s: %w", tool, err)
+	}
+	return rawjson.Set(result, "content", got[0])
+}
+
 // How many tools gateway_find_tools shows, if it is not told and at most.
 const foundTools, maxFoundTools = 20, 200
 
@@ -254,6 +295,7 @@ type remoteStatus struct {
 	AuthURL     string     `json:"auth_url,omitempty"`
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
+	StrangerAt  *time.Time `json:"stranger_at,omitempty"` // when another account opened a sign-in link for it last
 	Advice      string     `json:"advice,omitempty"`
 	retried     bool       // by itself
 }
@@ -325,7 +367,11 @@ func (g *Gateway) report(ctx context.Context, v *view, links bool) (string, []re
 	}
 	var all []remoteStatus
 	for i := range g.cfg.Servers {
-		all = append(all, g.remoteStatus(v, &g.cfg.Servers[i], links))
+		s := g.remoteStatus(v, &g.cfg.Servers[i], links)
+		if g.users {
+			s.StrangerAt = stamp(g.auth.Stranger(ctx, v.principal, s.Name))
+		}
+		all = append(all, s)
 	}
 	var say strings.Builder
 	fmt.Fprintf(&say, "Gatehouse %s, %s. %s\n", g.version, plural(len(all), "remote"), g.whoami(v.principal))
@@ -473,6 +519,9 @@ func describe(s remoteStatus, now time.Time) string {
 	if s.LastError != "" {
 		parts = append(parts, "last problem: "+s.LastError)
 	}
+	if s.StrangerAt != nil {
+		parts = append(parts, "somebody logged in with another account opened a sign-in link for it at "+s.StrangerAt.Format(time.RFC3339)+" and was refused: keep such links to yourself")
+	}
 	if s.AuthURL != "" {
 		parts = append(parts, "sign in here: "+s.AuthURL)
 	} else if s.Advice != "" {
@@ -506,7 +555,7 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	required, say, err := g.signIn(ctx, c, server)
 	switch {
 	case required != nil:
-		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
+		return signInResult(newAuthRequired(g.withStrangers(ctx, c, required), g.now(), "its tools are there"), false)
 	case err != nil:
 		return renderCall(err, g.now())
 	}
