@@ -218,14 +218,19 @@ func (g *Gateway) end(p auth.Principal) {
 }
 
 // Drain refuses new sessions, waits until no call is in flight or ctx is done,
-// and then ends every client's session. A call that is still waiting for its
-// remote then is told so.
+// and then ends every client's session. A call that is still waiting then, for
+// its remote or for its client, is told so.
 func (g *Gateway) Drain(ctx context.Context) {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
 	if g.calls.wait(ctx); ctx.Err() != nil {
 		g.sessions.Close()
+		g.mu.Lock()
+		for _, v := range g.views {
+			v.end() // what waits for a client, not for a remote
+		}
+		g.mu.Unlock()
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
 		defer cancel()
 		g.calls.wait(last)

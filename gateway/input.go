@@ -37,6 +37,8 @@ const (
 	parkedLife = 10 * time.Minute
 	// maxParked bounds the waiting calls of one principal.
 	maxParked = 64
+	// answerWait is what a person has to answer what a modern remote asks.
+	answerWait = 10 * time.Minute
 	// inputRounds is how often a remote may ask in the course of one request.
 	inputRounds = 16
 	// maxQuestions bounds the bytes of what one waiting call's remote asks at
@@ -353,9 +355,9 @@ func (c caller) provide(ctx context.Context, params json.RawMessage, requests ma
 		if c.ask == nil || !session.Declares(c.capabilities, request.Method, request.Params) {
 			return nil, &session.ResponseError{Code: -32601, Message: "the remote asks for something that the client has not declared: " + short(request.Method)}
 		}
-		response, err := c.ask(ctx, request.Method, request.Params)
+		response, err := c.question(ctx, request)
 		if err != nil {
-			return nil, fmt.Errorf("asking the client: %w", err)
+			return nil, err
 		}
 		responses[key] = response
 	}
@@ -370,6 +372,24 @@ func (c caller) provide(ctx context.Context, params json.RawMessage, requests ma
 		return params, nil
 	}
 	return rawjson.Set(params, "requestState", state)
+}
+
+// question asks a legacy client one thing. A client whose stream was cut may
+// never have heard of it.
+func (c caller) question(ctx context.Context, request inputRequest) (json.RawMessage, error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(c.view.ended, func() { end(session.ErrClosed) })()
+	ctx, cancel := context.WithTimeoutCause(ctx, answerWait, errNoAnswer)
+	defer cancel()
+	response, err := c.ask(ctx, request.Method, request.Params)
+	if err == nil {
+		return response, nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return nil, fmt.Errorf("asking the client: %w", err)
 }
 
 // parkedCalls are the calls to legacy remotes that wait for a modern client to

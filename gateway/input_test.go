@@ -112,6 +112,58 @@ func TestErasAsk(t *testing.T) {
 	}
 }
 
+// TestNobodyAnswers: what a modern remote asks is waited for as long as a person
+// takes, and no longer than the gateway runs.
+func TestNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &view{}
+		v.ended, v.end = context.WithCancel(context.Background())
+		c := caller{view: v, capabilities: json.RawMessage(elicits), ask: func(ctx context.Context, _ string, _ json.RawMessage) (json.RawMessage, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		questions := map[string]inputRequest{"first": {"elicitation/create", json.RawMessage(`{"message":"well?"}`)}}
+		provide := func() (time.Duration, error) {
+			began := time.Now()
+			_, err := c.provide(t.Context(), json.RawMessage(`{}`), questions, nil)
+			return time.Since(began), err
+		}
+		if took, err := provide(); took != answerWait || !errors.Is(err, errNoAnswer) {
+			t.Errorf("after %v: %v", took, err)
+		}
+		time.AfterFunc(time.Second, v.end)
+		if took, err := provide(); took != time.Second || !errors.Is(err, session.ErrClosed) {
+			t.Errorf("closed, after %v: %v", took, err)
+		}
+	})
+}
+
+// TestDrainEndsQuestions: a drain that is over ends the call whose client went
+// away while a modern remote was asking it, and one whose client is still there
+// is told.
+func TestDrainEndsQuestions(t *testing.T) {
+	g := newFront(t, servers("r", asking(t, true)))
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_ask","arguments":{}}}`
+	asked := func() (events <-chan string, cut func()) {
+		c := newPlainClient(t, g.url, elicits, false)
+		resp := c.post(call, "")
+		events = c.events(resp)
+		until(t, events, "elicitation/create")
+		return events, func() { resp.Body.Close() }
+	}
+	_, cut := asked()
+	cut()
+	events, _ := asked()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Drain(over)
+	until(t, events, "notifications/cancelled")
+	if got := <-events; !strings.Contains(got, "shutting down") {
+		t.Errorf("got %s", got)
+	}
+	g.calls.wait(t.Context())
+}
+
 // modernCall sends tools/call of the modern era with capabilities and more members.
 func modernCall(c *plainClient, capabilities, name, members string) map[string]any {
 	c.t.Helper()
