@@ -168,6 +168,13 @@ func (g *Gateway) enter(p auth.Principal, capabilities json.RawMessage) (v *view
 	return v, v.leave, nil
 }
 
+// stay keeps an open view open until leave.
+func (v *view) stay() {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	v.requests++
+}
+
 // leave ends a request.
 func (v *view) leave() {
 	v.g.mu.Lock()
@@ -177,7 +184,7 @@ func (v *view) leave() {
 }
 
 // viewIdle is how long the connections of a user are held who has no client
-// with a session, no open stream and no request.
+// with a session, no open stream, no request and no call that waits for them.
 const viewIdle = 40 * time.Second
 
 // restIdle closes what is held for users who have left. Their grants stay.

@@ -560,13 +560,16 @@ func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, na
 			p.notify(method, params)
 		}
 	}
+	c.view.stay() // while it is parked there may be no request
 	started := c.view.background(func(ended context.Context) {
 		defer cancel()
 		defer context.AfterFunc(ended, cancel)()
 		p.result, p.err = c.view.session.Call(background, remote, method, params, from)
+		c.view.leave()
 		close(p.done)
 	})
 	if !started {
+		c.view.leave()
 		cancel()
 		return nil, session.ErrClosed
 	}
