@@ -31,6 +31,10 @@ func (c caller) relay(params json.RawMessage) func(string, json.RawMessage) {
 			if params == nil || from == levelNone || from > 0 && severity(params) < from {
 				return
 			}
+		case "notifications/elicitation/complete":
+			if c.modern {
+				return // protocol 2026-07-28 has it no more
+			}
 		default:
 			return
 		}
