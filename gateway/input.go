@@ -70,7 +70,8 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 	var err error
 	if parked != nil {
 		began := g.now()
-		result, err = g.attend(ctx, c, parked)
+		c.notify = c.takeUp(params)
+		result, err = g.attend(ctx, c, parked, was.Answers)
 		g.observe(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
 	} else {
 		if was.Remote != "" {
@@ -120,6 +121,7 @@ type ticket struct {
 	Request [32]byte  `json:"request"`
 	Expires time.Time `json:"expires"`
 	Refused bool      `json:"-"` // the user said no
+	Answers []byte    `json:"-"` // to what the call has asked
 	Foreign bool      `json:"-"` // it cannot be opened: another process's, or one for another principal
 }
 
@@ -166,7 +168,7 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	if parked == nil {
 		return nil, nil, nil, errStale
 	}
-	parked.answer(got[1])
+	t.Answers = got[1]
 	return t, parked, params, nil
 }
 
@@ -573,11 +575,12 @@ func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, na
 		cancel()
 		return nil, session.ErrClosed
 	}
-	return g.attend(ctx, c, p)
+	return g.attend(ctx, c, p, nil)
 }
 
-// attend waits for what comes next of a call: its result, or a question.
-func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall) (json.RawMessage, error) {
+// attend gives a call the client's answers and waits for what comes next of it:
+// its result, or a question.
+func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall, answers json.RawMessage) (json.RawMessage, error) {
 	p.mu.Lock()
 	if p.attended {
 		p.mu.Unlock()
@@ -588,6 +591,7 @@ func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall) (json.Raw
 	}
 	p.attended, p.notify = true, c.notify
 	p.mu.Unlock()
+	p.answer(answers)
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -246,6 +247,69 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// TestParkedTells: what a remote tells in the course of a parked call is for the
+// request that has taken it up: with its token, and at its level.
+func TestParkedTells(t *testing.T) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "telling", Version: "1"}, nil)
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		for i := range 4 {
+			if err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: req.Params.GetProgressToken(), Progress: float64(i)}); err != nil {
+				return nil, nil, err
+			}
+			//lint:ignore SA1019 deprecated, not removed: legacy remotes send them
+			if err := req.Session.Log(ctx, &mcp.LoggingMessageParams{Level: "error", Data: i}); err != nil {
+				return nil, nil, err
+			}
+			if i == 3 {
+				break
+			}
+			if _, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "well?"}); err != nil {
+				return nil, nil, err
+			}
+		}
+		return &mcp.CallToolResult{}, nil, nil
+	})
+	remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(remote.Close)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	newPlainClient(t, g.url, "{}", false).call("logging/setLevel", `"level":"debug"`) // the remote sends them, for somebody
+	c := newPlainClient(t, g.url, "{}", true)
+	c.bare = true
+	const progress, message = "notifications/progress", "notifications/message"
+	state := ""
+	for i, tt := range []struct {
+		meta string
+		want []string
+	}{
+		{`"progressToken":"one","io.modelcontextprotocol/logLevel":"info",`, []string{progress + ` "one"`, message}},
+		{`"progressToken":2,`, []string{progress + ` 2`}},
+		{`"io.modelcontextprotocol/logLevel":"info",`, []string{message}},
+		{`"progressToken":"four","io.modelcontextprotocol/logLevel":"alert",`, []string{progress + ` "four"`}},
+	} {
+		again := ""
+		if i > 0 {
+			again = fmt.Sprintf(`,"requestState":%q,"inputResponses":{"%d":{"action":"accept","content":{}}}`, state, i)
+		}
+		var told []string
+		for _, raw := range c.messages("tools/call", `"_meta":{`+tt.meta+`"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":`+elicits+`},"name":"r_ask","arguments":{}`+again) {
+			var m struct {
+				Method string
+				Params struct{ ProgressToken json.RawMessage }
+				Result struct{ RequestState string }
+			}
+			if err := json.Unmarshal([]byte(raw), &m); err != nil {
+				t.Fatalf("%v in %s", err, raw)
+			}
+			if state = m.Result.RequestState; m.Method != "" {
+				told = append(told, strings.TrimSpace(m.Method+" "+string(m.Params.ProgressToken)))
+			}
+		}
+		if !slices.Equal(told, tt.want) {
+			t.Errorf("request %d was told %q, want %q", i+1, told, tt.want)
+		}
+	}
+}
+
 // TestParkedOnce: of two requests with one state, one waits for the call, and the
 // other neither ends it by going away nor leaves a timer behind that would.
 func TestParkedOnce(t *testing.T) {
@@ -255,7 +319,7 @@ func TestParkedOnce(t *testing.T) {
 		p.cancel = func() { t.Error("the call was cancelled") }
 		answered := make(chan json.RawMessage, 1)
 		go func() {
-			result, err := g.attend(t.Context(), caller{}, p)
+			result, err := g.attend(t.Context(), caller{}, p, nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -265,7 +329,7 @@ func TestParkedOnce(t *testing.T) {
 		gone, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		time.AfterFunc(time.Minute, func() { close(p.done) })
-		if _, err := g.attend(gone, caller{}, p); err == nil || !strings.Contains(fmt.Sprint(renderRPC(err, time.Now())), "in progress") {
+		if _, err := g.attend(gone, caller{}, p, nil); err == nil || !strings.Contains(fmt.Sprint(renderRPC(err, time.Now())), "in progress") {
 			t.Errorf("got %v", err)
 		}
 		if got := <-answered; string(got) != `{}` {
