@@ -350,12 +350,15 @@ func inputOf(result json.RawMessage) (requests map[string]inputRequest, state js
 
 // provide asks a legacy client for what a modern remote wants, and returns the
 // params to send again.
-func (c caller) provide(ctx context.Context, params json.RawMessage, requests map[string]inputRequest, state json.RawMessage) (json.RawMessage, error) {
+func (c caller) provide(ctx context.Context, params json.RawMessage, requests map[string]inputRequest, state json.RawMessage) (_ json.RawMessage, err error) {
 	responses := make(map[string]json.RawMessage, len(requests))
 	for _, key := range slices.Sorted(maps.Keys(requests)) {
 		request := requests[key]
 		if c.ask == nil || !session.Declares(c.capabilities, request.Method, request.Params) {
 			return nil, &session.ResponseError{Code: -32601, Message: "the remote asks for something that the client has not declared: " + short(request.Method)}
+		}
+		if request.Params, err = withElicitationID(request); err != nil {
+			return nil, fmt.Errorf("reading an elicitation: %w", err)
 		}
 		response, err := c.question(ctx, request)
 		if err != nil {
@@ -374,6 +377,27 @@ func (c caller) provide(ctx context.Context, params json.RawMessage, requests ma
 		return params, nil
 	}
 	return rawjson.Set(params, "requestState", state)
+}
+
+// withElicitationID returns the params of a request for a legacy client: up to
+// 2025-11-25 the elicitation of a URL has to have an id, and since it has none.
+func withElicitationID(r inputRequest) (json.RawMessage, error) {
+	if r.Method != "elicitation/create" {
+		return r.Params, nil
+	}
+	got, err := rawjson.Get(r.Params, "mode", "elicitationId")
+	if mode, _ := rawjson.String(got[0]); err != nil || mode != "url" || got[1] != nil {
+		return r.Params, err
+	}
+	return rawjson.Set(r.Params, "elicitationId", []byte(strconv.Quote(uuid.NewString())))
+}
+
+// withoutElicitationID is the reverse for a modern client.
+func withoutElicitationID(method string, params json.RawMessage) (json.RawMessage, error) {
+	if method != "elicitation/create" || len(params) == 0 {
+		return params, nil
+	}
+	return rawjson.Delete(params, func(key string) bool { return key == "elicitationId" })
 }
 
 // question asks a legacy client one thing. A client whose stream was cut may
@@ -504,6 +528,10 @@ func (p *parkedCall) answer(responses json.RawMessage) {
 
 // ask is what the remote calls for: it waits until the client has come back.
 func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
+	params, err := withoutElicitationID(method, params)
+	if err != nil {
+		return nil, fmt.Errorf("reading an elicitation: %w", err)
+	}
 	q := &question{inputRequest{method, slices.Clone(params)}, make(chan json.RawMessage, 1)}
 	p.mu.Lock()
 	p.asked++

@@ -359,6 +359,40 @@ func TestPageToVisit(t *testing.T) {
 	}
 }
 
+// TestLinksHaveTheirEra: up to 2025-11-25 a link that a remote wants opened has an
+// id, later it has none; whose link it is says nothing about the client's era.
+func TestLinksHaveTheirEra(t *testing.T) {
+	for _, stateless := range []bool{false, true} {
+		server := mcp.NewServer(&mcp.Implementation{Name: "linking", Version: "1"}, nil)
+		mcp.AddTool(server, &mcp.Tool{Name: "link"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+			link := &mcp.ElicitParams{Mode: "url", Message: "visit", URL: "https://example.com/"}
+			switch {
+			case !stateless:
+				link.ElicitationID = "theirs"
+				_, err := req.Session.Elicit(ctx, link)
+				return &mcp.CallToolResult{}, nil, err
+			case len(req.Params.InputResponses) == 0:
+				return &mcp.CallToolResult{InputRequests: mcp.InputRequestMap{"first": link}}, nil, nil
+			}
+			return &mcp.CallToolResult{}, nil, nil
+		})
+		remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, &mcp.StreamableHTTPOptions{Stateless: stateless}))
+		t.Cleanup(remote.Close)
+		g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+
+		legacy := newPlainClient(t, g.url, elicits, false)
+		asked := until(t, legacy.events(legacy.post(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_link","arguments":{}}}`, "")), "elicitation/create")
+		var request struct{ Params urlElicitation }
+		if err := json.Unmarshal([]byte(asked), &request); err != nil || request.Params.ID == "" || !stateless && request.Params.ID != "theirs" {
+			t.Errorf("modern remote %v: a legacy client is asked %s", stateless, asked)
+		}
+		modern := fmt.Sprint(modernCall(newPlainClient(t, g.url, "{}", true), elicits, "r_link", ""))
+		if !strings.Contains(modern, "https://example.com/") || strings.Contains(modern, "elicitationId") {
+			t.Errorf("modern remote %v: a modern client is asked %s", stateless, modern)
+		}
+	}
+}
+
 // TestParkedElsewhere: a call that waits in another process, or in this one
 // before it was started again, is not made a second time by its ticket.
 func TestParkedElsewhere(t *testing.T) {
