@@ -95,8 +95,8 @@ func (g *Gateway) list(ctx context.Context, c caller, method string, params json
 	if c.modern {
 		ttl, scope := c.view.cacheHint(kind)
 		out = fmt.Appendf(out, `,"ttlMs":%d,"cacheScope":%q`, ttl.Milliseconds(), scope)
-		c.view.session.Refresh()
 	}
+	c.view.session.Refresh() // what comes of it is announced
 	return append(out, '}'), nil
 }
 
