@@ -450,6 +450,7 @@ func (*readBody) Close() error { return nil }
 // were received for the adapter, and returns the method. A batch has none.
 func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method string, ok bool) {
 	delete(r.Header, headerParams)
+	delete(r.Header, headerID)
 	if r.Method != http.MethodPost {
 		return "", true
 	}

@@ -152,6 +152,7 @@ func (g *Gateway) endSubscriptions(ctx context.Context, c caller, ended ...*subs
 // resourceUpdated tells those who have subscribed.
 func (v *view) resourceUpdated(remote, original string) {
 	for _, uri := range v.subs.has(remote, original) {
+		v.listens.update(uri)
 		if err := announceUpdate(context.Background(), v.server, uri); err != nil {
 			v.g.log.Debug("update not delivered", "remote", remote, "principal", v.principal, "error", err)
 		}
