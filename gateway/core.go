@@ -84,7 +84,7 @@ func (g *Gateway) list(ctx context.Context, c caller, method string, params json
 			return nil, &invalidParams{"the params of " + method + " are not an object"}
 		}
 		// Everything is on one page, so no cursor was ever given out.
-		if got[0] != nil {
+		if got[0] != nil && string(got[0]) != "null" {
 			return nil, &invalidParams{"unknown cursor"}
 		}
 	}

@@ -297,5 +297,5 @@ func TestSubscribingToNothing(t *testing.T) {
 	}
 	modern := newPlainClient(t, g.url, "{}", true)
 	modern.call("tools/list", "")
-	modern.listen(`"resourceSubscriptions":["b:1"]`)
+	modern.listen(`"resourceSubscriptions":["b:1","c:1"]`)
 }
