@@ -256,6 +256,9 @@ func served(ctx context.Context) servedBy {
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	// MCP 2026-07-28, streamable HTTP: event streams should say that a proxy must
+	// not hold them back. Which answers become one is not known yet.
+	w.Header().Set("X-Accel-Buffering", "no")
 	who, ok := g.authenticate(w, r)
 	if !ok {
 		return
