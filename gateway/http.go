@@ -334,10 +334,10 @@ func (g *Gateway) fromElsewhere(r *http.Request) bool {
 
 // serveFirst serves the request that begins a session.
 func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Identity, method string) {
-	if declaresModern(r) {
+	if method != "initialize" && declaresModern(r) {
 		// MCP 2026-07-28, streamable HTTP: a request without the header is refused as
 		// one whose header does not fit its body.
-		writeRPCError(w, http.StatusBadRequest, idOf(r), &jsonrpc.Error{Code: codeHeaderMismatch, Message: "the header Mcp-Protocol-Version is missing: it repeats the version in _meta"})
+		writeRPCError(w, http.StatusBadRequest, idOf(r), &jsonrpc.Error{Code: codeHeaderMismatch, Message: "the header Mcp-Protocol-Version does not say the version that _meta does"})
 		return
 	}
 	if r.Method != http.MethodPost || method != "initialize" {

@@ -50,7 +50,7 @@ func TestNoVersionHeader(t *testing.T) {
 	g := newFront(t, servers("r", chattyRemote(t).URL))
 	header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
 	for meta, want := range map[string]string{
-		`"_meta":{` + shortEnvelope + `}`: `map[error:map[code:-32020 message:the header Mcp-Protocol-Version is missing: it repeats the version in _meta] id:seven jsonrpc:2.0]`,
+		`"_meta":{` + shortEnvelope + `}`: `map[error:map[code:-32020 message:the header Mcp-Protocol-Version does not say the version that _meta does] id:seven jsonrpc:2.0]`,
 		``:                                "Mcp-Session-Id is missing: begin with initialize, or send Mcp-Protocol-Version: 2026-07-28\n",
 	} {
 		status, got := shortExchange(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","id":"seven","method":"tools/list","params":{`+meta+`}}`)
