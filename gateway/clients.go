@@ -351,9 +351,15 @@ func (c *clients) idle() (gone []*client) {
 	return gone
 }
 
+// close ends what clients are still being asked, which nobody waits for.
 func (c *clients) close() {
 	c.stopOnce.Do(func() { close(c.stop) })
 	c.done.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range c.byID {
+		cl.leave()
+	}
 }
 
 // shortID is as much of a session's id as a log may hold.

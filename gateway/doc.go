@@ -14,7 +14,7 @@
 //     names.go) and sends the call to the remote, or to the gateway's own tools
 //     (tools.go). content.go does the same for prompts, resources and completion.
 //     notify.go passes on what the remote says meanwhile, subscribe.go that a
-//     resource has changed.
+//     resource has changed; listen.go tells a client on a pipe what it listens for.
 //   - input.go is what a request needs of its client first: a sign-in, or what
 //     the remote asks. A legacy client is sent a request (peers.go); one of
 //     2026-07-28 gets an answer that says so, and comes back with a sealed ticket

@@ -28,6 +28,7 @@ var (
 	errNotHere       = errors.New("nobody is known to be at this browser")
 	errOldPage       = errors.New("a form of a page that is out of date")
 	errDraining      = errors.New("the gateway is shutting down")
+	errNoAnswer      = errors.New("the client did not answer in time")
 )
 
 // invalidParams says what was wrong with the params of a request.
@@ -184,6 +185,8 @@ func sentence(err error) (string, bool) {
 		return "This remote wants a sign-in, but sign-in is switched off in the gateway's config (gateway.oauth.enabled).", true
 	case errors.Is(err, session.ErrClosed):
 		return "The gateway is shutting down, or this session has ended. Repeat the call when it is back.", true
+	case errors.Is(err, errNoAnswer):
+		return fmt.Sprintf("The remote asked your client something, and there was no answer within %s. Repeat the call.", plural(int(answerWait.Minutes()), "minute")), true
 	case errors.Is(err, session.ErrFull):
 		return "The gateway serves as many sessions as it may (gateway.limits.sessions). Close other clients and try again.", true
 	}

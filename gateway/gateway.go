@@ -171,6 +171,13 @@ func (g *Gateway) enter(p auth.Principal, capabilities json.RawMessage) (v *view
 	return v, v.leave, nil
 }
 
+// stay keeps an open view open until leave.
+func (v *view) stay() {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	v.requests++
+}
+
 // leave ends a request.
 func (v *view) leave() {
 	v.g.mu.Lock()
@@ -199,7 +206,7 @@ func (v *view) stream() (done func(), ok bool) {
 }
 
 // viewIdle is how long the connections of a user are held who has no client
-// with a session, no open stream and no request.
+// with a session, no open stream, no request and no call that waits for them.
 const viewIdle = 40 * time.Second
 
 // restIdle closes what is held for users who have left. Their grants stay, and
@@ -257,14 +264,19 @@ func (g *Gateway) end(p auth.Principal) {
 }
 
 // Drain refuses new sessions, waits until no call is in flight or ctx is done,
-// and then ends every client's session. A call that is still waiting for its
-// remote then is told so.
+// and then ends every client's session. A call that is still waiting then, for
+// its remote or for its client, is told so.
 func (g *Gateway) Drain(ctx context.Context) {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
 	if g.calls.wait(ctx); ctx.Err() != nil {
 		g.sessions.Close()
+		g.mu.Lock()
+		for _, v := range g.views {
+			v.end() // what waits for a client, not for a remote
+		}
+		g.mu.Unlock()
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
 		defer cancel()
 		g.calls.wait(last)

@@ -380,9 +380,54 @@ func TestIdleSession(t *testing.T) {
 	sessions(500)
 	each := (live() - before) / 500
 	t.Logf("%d bytes for each", each)
-	// The list alone has 120 KB. The race detector makes all of it larger.
-	if each > 60_000 {
-		t.Errorf("%d bytes for each", each)
+	// The list alone has 120 KB.
+	if most := bytesWithin(27_000); each > most {
+		t.Errorf("%d bytes for each, which is more than %d", each, most)
+	}
+}
+
+// raceDetector is true in builds with the race detector, which allocate more.
+var raceDetector bool
+
+// bytesWithin is a bound of what is allocated, as it is in this build.
+func bytesWithin(n int) int {
+	if raceDetector {
+		return 3 * n
+	}
+	return n
+}
+
+// TestCallAllocates: what is allocated for a call, its client and its remote in this
+// process included. By the long way it would be ten times as much.
+func TestCallAllocates(t *testing.T) {
+	remote := newPlainRemote(t, `{"tools":{}}`, map[string]string{
+		"tools/list": `{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}`, "tools/call": `{"content":[{"type":"text","text":"fifty bytes"}]}`,
+	})
+	g := newFront(t, servers("r", remote.URL))
+	for _, modern := range []bool{false, true} {
+		c := newPlainClient(t, g.url, "{}", modern)
+		c.bare = true
+		params := `"name":"r_t","arguments":{}`
+		if modern {
+			params += `,"_meta":{` + shortEnvelope + `}`
+		}
+		calls := func(n int) {
+			for range n {
+				if got := c.call("tools/call", params); !strings.Contains(got, "fifty bytes") {
+					t.Fatal(got)
+				}
+			}
+		}
+		calls(50) // what is made once is made now
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		calls(500)
+		runtime.ReadMemStats(&after)
+		each := int(after.TotalAlloc-before.TotalAlloc) / 500
+		t.Logf("modern %v: %d bytes for each", modern, each)
+		if most := bytesWithin(40_000); each > most {
+			t.Errorf("modern %v: %d bytes for each, which is more than %d", modern, each, most)
+		}
 	}
 }
 

@@ -267,6 +267,9 @@ func served(ctx context.Context) servedBy {
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	// MCP 2026-07-28, streamable HTTP: event streams should say that a proxy must
+	// not hold them back. Which answers become one is not known yet.
+	w.Header().Set("X-Accel-Buffering", "no")
 	token, _ := bearer(r) // before it is taken away
 	who, ok := g.authenticate(w, r)
 	if !ok {
@@ -363,6 +366,12 @@ func (g *Gateway) fromElsewhere(r *http.Request) bool {
 
 // serveFirst serves the request that begins a session.
 func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Identity, method string) {
+	if method != "initialize" && declaresModern(r) {
+		// MCP 2026-07-28, streamable HTTP: a request without the header is refused as
+		// one whose header does not fit its body.
+		writeRPCError(w, http.StatusBadRequest, idOf(r), &jsonrpc.Error{Code: codeHeaderMismatch, Message: "the header Mcp-Protocol-Version does not say the version that _meta does"})
+		return
+	}
 	if r.Method != http.MethodPost || method != "initialize" {
 		// "Servers that require a session ID SHOULD respond to requests without an
 		// Mcp-Session-Id header (other than initialization) with HTTP 400 Bad Request."
@@ -426,7 +435,7 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 
 // refuseHeaders answers a call whose headers do not fit its arguments.
 func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
-	raw, body := r.Header[headerParams], r.Body
+	raw := r.Header[headerParams]
 	if method != "tools/call" || len(raw) != 1 {
 		return false
 	}
@@ -434,14 +443,33 @@ func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method strin
 	if refusal == nil {
 		return false
 	}
-	var id json.RawMessage
-	if read, ok := body.(*readBody); ok {
+	writeRPCError(w, http.StatusBadRequest, idOf(r), refusal)
+	return true
+}
+
+// idOf returns the id of a request, nil if there is none.
+func idOf(r *http.Request) json.RawMessage {
+	if read, ok := r.Body.(*readBody); ok {
 		if got, err := rawjson.Get(read.raw, "id"); err == nil {
-			id = got[0]
+			return got[0]
 		}
 	}
-	writeRPCError(w, http.StatusBadRequest, id, refusal)
-	return true
+	return nil
+}
+
+// declaresModern reports whether a body is of protocol 2026-07-28 or newer.
+func declaresModern(r *http.Request) bool {
+	raw := r.Header[headerParams]
+	if len(raw) != 1 {
+		return false
+	}
+	got, err := rawjson.Get([]byte(raw[0]), "_meta")
+	if err != nil || got[0] == nil {
+		return false
+	}
+	got, err = rawjson.Get(got[0], mcp.MetaKeyProtocolVersion)
+	version, _ := rawjson.String(got[0])
+	return err == nil && version >= modernVersion
 }
 
 // refuseCall answers a call that is one too many for its principal. It is
@@ -502,6 +530,7 @@ func (*readBody) Close() error { return nil }
 // were received for the adapter, and returns the method. A batch has none.
 func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method string, ok bool) {
 	delete(r.Header, headerParams)
+	delete(r.Header, headerID)
 	if r.Method != http.MethodPost {
 		return "", true
 	}

@@ -98,6 +98,7 @@ func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
 	defer g.sse.remove(id)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache, no-transform")
+	w.Header().Set("X-Accel-Buffering", "no")
 	transport := &stdioTransport{Transport: stream, g: g}
 	first, cancel := context.WithTimeout(r.Context(), firstMessage)
 	capabilities, err := transport.listen(first)

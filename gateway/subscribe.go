@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -97,14 +98,14 @@ func (s *subscriptions) has(remote, original string) (uris []string) {
 // is about one resource.
 func (g *Gateway) subscribe(ctx context.Context, c caller, uri string) error {
 	remote, original, err := g.ownerOf(ctx, c, uri)
+	if err == nil && !c.view.offers(remote).Subscribe {
+		err = errUnknownMethod
+	}
+	if _, missing := errors.AsType[*notFound](err); c.modern && (missing || errors.Is(err, errUnknownMethod)) {
+		return nil // the other parts of its subscription are good all the same
+	}
 	if err != nil {
 		return err
-	}
-	if !c.view.offers(remote).Subscribe {
-		if c.modern {
-			return nil // the other parts of its subscription are good all the same
-		}
-		return errUnknownMethod
 	}
 	if !c.view.subs.add(uri, remote, original, c.client) {
 		return &invalidParams{"too many subscriptions: end some of them first"}
@@ -152,6 +153,7 @@ func (g *Gateway) endSubscriptions(ctx context.Context, c caller, ended ...*subs
 // resourceUpdated tells those who have subscribed.
 func (v *view) resourceUpdated(remote, original string) {
 	for _, uri := range v.subs.has(remote, original) {
+		v.listens.update(uri)
 		if err := announceUpdate(context.Background(), v.server, uri); err != nil {
 			v.g.log.Debug("update not delivered", "remote", remote, "principal", v.principal, "error", err)
 		}

@@ -283,7 +283,9 @@ type remoteStatus struct {
 	Name        string     `json:"name"`
 	Status      string     `json:"status"` // connected | connecting | auth_required | unavailable | unsupported | disabled
 	Tools       int        `json:"tools"`
-	Server      string     `json:"server,omitempty"` // what it calls itself, and its version
+	Renamed     []renamed  `json:"renamed,omitempty"`  // tools whose plain name is another's, or too long
+	LeftOut     []string   `json:"left_out,omitempty"` // tools that are not listed
+	Server      string     `json:"server,omitempty"`   // what it calls itself, and its version
 	Protocol    string     `json:"protocol,omitempty"`
 	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none: it asks for none
 	SignInBy    string     `json:"sign_in_by,omitempty"` // one of signInBy
@@ -298,6 +300,12 @@ type remoteStatus struct {
 	StrangerAt  *time.Time `json:"stranger_at,omitempty"` // when another account opened a sign-in link for it last
 	Advice      string     `json:"advice,omitempty"`
 	retried     bool       // by itself
+}
+
+// renamed is a tool that has a name with a suffix.
+type renamed struct {
+	Tool string `json:"tool"` // as the remote calls it
+	Name string `json:"name"` // as the gateway does
 }
 
 // signInBy says how a remote is signed in to, by auth.type.
@@ -431,6 +439,17 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 		out.Status = "auth_required"
 	}
 	out.Server, out.Protocol = strings.TrimSpace(conn.Server+" "+conn.Version), conn.Protocol
+	tools := v.now().tools
+	for _, e := range tools.renamed {
+		if e.remote == server.Name {
+			out.Renamed = append(out.Renamed, renamed{e.original, e.name})
+		}
+	}
+	for _, e := range tools.leftOut {
+		if e.remote == server.Name {
+			out.LeftOut = append(out.LeftOut, e.original)
+		}
+	}
 	if say, ok := sentence(conn.Err); ok && conn.State != session.StateConnected {
 		out.LastError, out.LastErrorAt = say, stamp(conn.Since)
 	}
@@ -516,6 +535,13 @@ func describe(s remoteStatus, now time.Time) string {
 		}
 		parts = append(parts, in)
 	}
+	if len(s.Renamed) > 0 {
+		first := s.Renamed[0]
+		parts = append(parts, "renamed: "+printable(first.Tool)+" is "+first.Name+andMore(len(s.Renamed)))
+	}
+	if len(s.LeftOut) > 0 {
+		parts = append(parts, "left out: "+printable(s.LeftOut[0])+andMore(len(s.LeftOut)))
+	}
 	if s.LastError != "" {
 		parts = append(parts, "last problem: "+s.LastError)
 	}
@@ -528,6 +554,14 @@ func describe(s remoteStatus, now time.Time) string {
 		parts = append(parts, s.Advice)
 	}
 	return joinParts(parts)
+}
+
+// andMore says that the first of n is not all.
+func andMore(n int) string {
+	if n == 1 {
+		return ""
+	}
+	return fmt.Sprintf(", and %d more", n-1)
 }
 
 // joinParts makes one line of parts of which some are sentences.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
 	"gatehouse/auth/authtest"
 )
 
@@ -259,6 +261,50 @@ func TestStreamsOfOne(t *testing.T) {
 		if time.Since(again) > 10*time.Second {
 			t.Fatalf("in the place of one that has ended: %s", resp.Status)
 		}
+	}
+}
+
+// TestParkedUser: a user who takes minutes to answer finds their call where it
+// was, and is not held once it is over.
+func TestParkedUser(t *testing.T) {
+	u := newUsers(t, oneRemote)
+	u.remote.Server().AddTool(&mcp.Tool{Name: "ask", InputSchema: json.RawMessage(`{"type":"object"}`)},
+		func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			answer, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "Well?"})
+			if err != nil {
+				return nil, err
+			}
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: answer.Action}}}, nil
+		})
+	call := func(members string) (result struct {
+		ResultType, RequestState string
+		Content                  []struct{ Text string }
+	}) {
+		t.Helper()
+		resp := u.do(http.MethodPost, "/mcp", "alice", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_ask","arguments":{}`+members+`,"_meta":{`+strings.Replace(shortEnvelope, `Capabilities":{}`, `Capabilities":`+elicits, 1)+`}}}`,
+			http.Header{"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"tools/call"}, "Mcp-Name": {"r_ask"}})
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := struct{ Result any }{&result}
+		if err := json.Unmarshal(body, &answer); err != nil {
+			t.Fatalf("%v in %s", err, body)
+		}
+		return result
+	}
+	first := call("")
+	u.forward.Add(int64(parkedLife / 2))
+	u.restIdle()
+	last := call(fmt.Sprintf(`,"requestState":%q,"inputResponses":{"1":{"action":"decline"}}`, first.RequestState))
+	if len(last.Content) != 1 || last.Content[0].Text != "decline" {
+		t.Errorf("asked with %+v, answered, got %+v", first, last)
+	}
+	u.forward.Add(int64(viewIdle + time.Second))
+	u.restIdle()
+	if _, views := u.left(); views != 0 {
+		t.Errorf("%d users are held, and nobody is there", views)
 	}
 }
 

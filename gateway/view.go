@@ -33,6 +33,7 @@ type view struct {
 	unwatch   func()
 	levels    logLevels
 	subs      subscriptions
+	listens   listens
 	peers     peers
 	calls     *callLimit
 
@@ -93,6 +94,7 @@ func (v *view) announceChange() {
 		changed.tools = true
 	}
 	announce(v.server, changed)
+	v.listens.announce(changed)
 }
 
 func (v *view) close() {

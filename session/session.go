@@ -131,7 +131,7 @@ func (s *Session) Refresh() {
 	now := time.Now()
 	for _, c := range s.connections {
 		c.mu.Lock()
-		stale := c.link != nil && c.link.modern && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
+		stale := c.link != nil && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
 		if stale {
 			o := c.link.offers
 			told := [...]bool{o.ToolsChange, o.PromptsChange, o.ResourcesChange, o.ResourcesChange}
