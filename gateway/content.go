@@ -1,8 +1,6 @@
 package gateway
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,8 +8,6 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-
-	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 
 	"gatehouse/session"
 	"gatehouse/session/rawjson"
@@ -59,7 +55,7 @@ func (g *Gateway) readResource(ctx context.Context, c caller, params json.RawMes
 	if uri == statusURI {
 		return g.readStatus(ctx, c)
 	}
-	remotes, original, err := g.ownersOf(ctx, c, uri)
+	remote, original, err := g.ownerOf(ctx, c, uri)
 	if err != nil {
 		return nil, err
 	}
@@ -68,46 +64,12 @@ func (g *Gateway) readResource(ctx context.Context, c caller, params json.RawMes
 			return nil, &invalidParams{"the params of resources/read cannot be read"}
 		}
 	}
-	var result json.RawMessage
-	if len(remotes) == 1 {
-		result, err = g.send(ctx, c, remotes[0], "resources/read", params)
-	} else {
-		result, err = g.readFromAny(ctx, c, remotes, uri, params)
-	}
+	result, err := g.send(ctx, c, remote, "resources/read", params)
 	// Protocol 2026-07-28 has -32602 for it: "servers MUST NOT" send -32002.
 	if refusal, ok := errors.AsType[*session.ResponseError](err); ok && refusal.Code == codeNotFound && c.modern {
 		return nil, &notFound{uri, c.modern}
 	}
 	return result, err
-}
-
-// readFromAny asks one remote after the other for a resource, which changes
-// nothing at those that do not have it.
-func (g *Gateway) readFromAny(ctx context.Context, c caller, remotes []string, uri string, params json.RawMessage) (json.RawMessage, error) {
-	missing := &notFound{uri, c.modern}
-	if bytes.Contains(params, []byte(`"requestState"`)) {
-		return nil, missing // it is one remote's own, and nothing says whose
-	}
-	var failed error
-	for _, remote := range remotes {
-		result, err := g.send(ctx, c, remote, "resources/read", params)
-		if err == nil {
-			return result, nil
-		}
-		if _, refused := errors.AsType[*limited](err); refused || ctx.Err() != nil {
-			return nil, err
-		}
-		if !saysNotFound(err) {
-			failed = cmp.Or(failed, err)
-		}
-	}
-	return nil, cmp.Or(failed, error(missing))
-}
-
-// saysNotFound reports whether a remote has said that it has no such resource.
-func saysNotFound(err error) bool {
-	refusal, ok := errors.AsType[*session.ResponseError](err)
-	return ok && (refusal.Code == codeNotFound || refusal.Code == jsonrpc.CodeInvalidParams)
 }
 
 func withURI(object json.RawMessage, uri string) (json.RawMessage, error) {
@@ -118,41 +80,27 @@ func withURI(object json.RawMessage, uri string) (json.RawMessage, error) {
 	return rawjson.Set(object, "uri", quoted)
 }
 
-// ownerOf finds the remote that a URI belongs to, and what the remote calls it,
-// where there is no choice.
+// ownerOf finds the remote that a URI belongs to, and what the remote calls it:
+// by the resources that are listed, then by the templates. Other URIs are good
+// too, as far as the protocol goes; they can only go where there is no choice.
 func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, original string, err error) {
-	remotes, original, err := g.ownersOf(ctx, c, uri)
-	if err == nil && len(remotes) != 1 {
-		err = &notFound{uri, c.modern}
-	}
-	if err != nil {
-		return "", "", err
-	}
-	return remotes[0], original, nil
-}
-
-// ownersOf finds the remotes that a URI may belong to, at least one, and what
-// they call it: by the resources that are listed, then by the templates. Other
-// URIs are good too, as far as the protocol goes, such as those of links in
-// results; they may be anybody's.
-func (g *Gateway) ownersOf(ctx context.Context, c caller, uri string) (remotes []string, original string, err error) {
 	if e, ok := c.view.latest().resources.lookup(uri); ok {
-		return []string{e.remote}, e.original, nil
+		return e.remote, e.original, nil
 	}
 	if remote, original, ok := g.unqualify(uri); ok {
 		if !c.view.known(remote) {
 			err = g.connectFirst(ctx, c, remote)
 		}
-		return []string{remote}, original, err
+		return remote, original, err
 	}
 	// The first request of a session may come before the remotes have answered.
 	m := c.view.list(ctx)
 	if e, ok := m.resources.lookup(uri); ok {
-		return []string{e.remote}, e.original, nil
+		return e.remote, e.original, nil
 	}
 	for _, t := range m.templates.all {
 		if t.name == t.original && matches(t.original, uri) {
-			return []string{t.remote}, uri, nil
+			return t.remote, uri, nil
 		}
 	}
 	var connected, unknown []string
@@ -165,13 +113,12 @@ func (g *Gateway) ownersOf(ctx context.Context, c caller, uri string) (remotes [
 		}
 	}
 	switch {
-	case strings.HasPrefix(uri, qualifiedScheme): // of a remote that there is not
-	case len(connected) > 0:
-		return connected, uri, nil
-	case len(unknown) == 1:
-		return unknown, uri, g.connectFirst(ctx, c, unknown[0])
+	case len(connected) == 1:
+		return connected[0], uri, nil
+	case len(connected) == 0 && len(unknown) == 1:
+		return unknown[0], uri, g.connectFirst(ctx, c, unknown[0])
 	}
-	return nil, "", &notFound{uri, c.modern}
+	return "", "", &notFound{uri, c.modern}
 }
 
 // qualifiedScheme begins the URI of a resource whose own URI another remote has
