@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"gatehouse/auth/endpoint"
@@ -211,6 +210,14 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 	if f.Frozen.Resource != "" {
 		form.Set("resource", f.Frozen.Resource) // RFC 8707 section 2.2
 	}
+	if bound, err := b.boundTo(ctx, r); err != nil {
+		return err
+	} else if bound != "" && bound != f.Frozen.Issuer {
+		// The link is older than the first sign-in.
+		err := b.endFlows(ctx, f.Principal, f.Remote)
+		return &Error{Kind: KindDiscovery, Remote: f.Remote, Err: err,
+			Say: "this link led to another authorization server than the one where the gateway's client has been used, so the gateway sends nothing there; ask for a new link"}
+	}
 	c := endpoint.Client{ID: f.ClientID, Secret: f.ClientSecret, Method: f.AuthMethod}
 	answer, err := endpoint.Token(ctx, r.HTTP.Fetch(), f.Frozen.TokenEndpoint, c, form)
 	if err != nil {
@@ -264,9 +271,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 	}
 	b.unlend(k)
 	b.clearTrouble(ctx, k)
-	if _, err := b.store.Put(ctx, bucketPins, pinKey(r), []byte(g.Issuer), AnyVersion, time.Time{}); err != nil {
-		b.log.WarnContext(ctx, "pinning the issuer failed", "remote", f.Remote, "error", err)
-	}
+	b.pin(ctx, r, g.Issuer)
 	if err := b.endServed(ctx, f); err != nil {
 		b.log.WarnContext(ctx, "ending the flow's siblings failed; they expire by themselves", "remote", f.Remote, "error", err)
 	}

@@ -228,7 +228,7 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 	if f, err := b.reuse(ctx, k, w); f != nil || err != nil {
 		return f, err
 	}
-	d, err := b.discoverer.discover(ctx, r, w.challenge, nil)
+	d, err := b.discover(ctx, r, w.challenge, nil)
 	if err != nil {
 		return nil, asError(k.remote, err)
 	}
@@ -273,8 +273,8 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 // checkIssuer makes a change of a remote's authorization server an event: it is
 // logged, and what was granted by the old one is not used any more.
 func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer string) error {
-	pin, err := b.store.Get(ctx, bucketPins, pinKey(r))
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	was, err := b.pinned(ctx, r)
+	if err != nil {
 		return internalError(k.remote, fmt.Errorf("reading the pinned issuer: %w", err))
 	}
 	h, err := b.held(ctx, k, r)
@@ -285,7 +285,6 @@ func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer strin
 	if h != nil {
 		g = h.snapshot()
 	}
-	was := string(pin.Value)
 	if g != nil {
 		was = g.Issuer
 	}
@@ -302,8 +301,6 @@ func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer strin
 	}
 	return nil
 }
-
-func pinKey(r *Remote) string { return hash("pin", r.Name, r.URL) }
 
 // clientFor finds the client of a new flow. A dynamic one that the
 // authorization server has disowned at a refresh is replaced here, once; the

@@ -213,6 +213,9 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 	default:
 		r.problem(method, "must be one of client_secret_basic, client_secret_post, private_key_jwt, none")
 	}
+	if typ != auth.TypeExchange && secrets > 0 && f.Issuer == "" && f.TokenEndpoint == "" {
+		r.note(at, `names no "issuer", so the remote says who gets to see the gateway's client, until one has accepted it: better name it here`)
+	}
 }
 
 func checkScopes(r *reader, at string, scopes []string) {
@@ -253,6 +256,12 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 	}
 	if f == nil {
 		return
+	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if s.Auth.Type == auth.TypeForward && !s.Disabled && s.Auth.SubjectTokenType != "accessToken" && f.IDTokenFile == "" && f.ClientID != "" && s.Auth.Audience != f.ClientID {
+			r.note(join("mcpServers", s.Name)+".auth.audience", "is not gateway.auth.clientId, whom ID tokens are for: nothing is forwarded unless the provider adds this audience to them")
+		}
 	}
 	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile,
 		Audience: f.Audience, IdentityClaims: f.IdentityClaims}

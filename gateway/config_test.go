@@ -428,6 +428,50 @@ func TestConfigValues(t *testing.T) {
 	}
 }
 
+// Where a secret would go to whatever the remote names, there is a note; where the
+// config says where it goes, none.
+func TestSecretWithoutIssuer(t *testing.T) {
+	for members, noted := range map[string]bool{
+		`"clientId": "i", "clientSecret": "s"`:                                true,
+		`"clientId": "i", "clientSecretFile": "f"`:                            true,
+		`"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k"`: true,
+		`"type": "idJag", "clientId": "i", "clientSecret": "s"`:               true,
+		`"clientId": "i"`: false,
+		`"clientId": "i", "clientSecret": "s", "issuer": "https://as.example.com"`:                                           false,
+		`"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "https://as.example.com/token"`: false,
+		`"type": "exchange", "audience": "a", "clientId": "i", "clientSecret": "s"`:                                          false,
+	} {
+		_, notes, err := ParseConfig("c.json", []byte(`{"mcpServers": {"r": {"url": "https://r.example.com/mcp", "auth": {`+members+`}}},
+			"gateway": {"auth": {"issuer": "https://idp.example.com", "clientId": "g", "clientSecret": "s"}}}`), env)
+		if err != nil {
+			t.Fatalf("%s: %v", members, err)
+		}
+		if got := slices.ContainsFunc(notes, func(n Note) bool { return n.Path == "mcpServers.r.auth" && strings.Contains(n.Say, `"issuer"`) }); got != noted {
+			t.Errorf("%s: notes %v", members, notes)
+		}
+	}
+}
+
+// An ID token is for the gateway's client: where another audience is to be
+// forwarded, there is a note.
+func TestForwardedAudience(t *testing.T) {
+	for members, noted := range map[string]bool{
+		`"audience": "wiki"`: true,
+		`"audience": "wiki", "subjectTokenType": "idToken"`: true,
+		`"audience": "g"`: false,
+		`"audience": "wiki", "subjectTokenType": "accessToken"`: false,
+	} {
+		_, notes, err := ParseConfig("c.json", []byte(`{"mcpServers": {"r": {"url": "https://r.example.com/mcp", "auth": {"type": "forward", `+members+`}}},
+			"gateway": {"auth": {"issuer": "https://idp.example.com", "clientId": "g"}}}`), env)
+		if err != nil {
+			t.Fatalf("%s: %v", members, err)
+		}
+		if got := slices.ContainsFunc(notes, func(n Note) bool { return n.Path == "mcpServers.r.auth.audience" }); got != noted {
+			t.Errorf("%s: notes %v", members, notes)
+		}
+	}
+}
+
 // TestConfigFiles: what clients write is a valid config as it is, to the code
 // and to the schema.
 func TestConfigFiles(t *testing.T) {

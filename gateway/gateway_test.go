@@ -391,7 +391,7 @@ func TestDescribe(t *testing.T) {
 	for want, s := range map[string]remoteStatus{
 		`unavailable; last problem: r cannot be started: is its "cwd" there? It is tried again.`: {
 			Status: "unavailable", LastError: `r cannot be started: is its "cwd" there?`, Advice: "It is tried again."},
-		"unavailable; last problem: r is down; It is tried again.": {
+		"unavailable; last problem: r is down. It is tried again.": {
 			Status: "unavailable", LastError: "r is down.", Advice: "It is tried again."},
 		"sign-in needed; last problem: who? Sign in here: http://x": {Status: "auth_required", LastError: "who?", AuthURL: "http://x"},
 		"disabled": {Status: "disabled"},

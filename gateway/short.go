@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,6 +24,9 @@ import (
 // session of the SDK's for each, which is most of what a call costs. What is not
 // exactly as expected here is left to it, and so are all refusals of a malformed
 // request.
+
+// shortVersions are those of the legacy era whose calls can go the short way.
+var shortVersions = []string{"2025-11-25", "2025-06-18", "2025-03-26"}
 
 // shortCall is a request that can go the short way.
 type shortCall struct{ id, params json.RawMessage }
@@ -152,10 +156,12 @@ func (g *Gateway) askShort(ctx context.Context, cl *client, out *shortAnswer, me
 	}
 }
 
-// readShortLegacy takes a request of the legacy era apart. The versions before
-// these know batches.
+// readShortLegacy takes a request of the legacy era apart.
 func readShortLegacy(header http.Header, body []byte) (call shortCall, ok bool) {
-	if !has(header, "Mcp-Protocol-Version", "2025-11-25") && !has(header, "Mcp-Protocol-Version", "2025-06-18") {
+	// MCP 2025-11-25, protocol version header: "if the server does not receive an
+	// MCP-Protocol-Version header […] the server SHOULD assume protocol version
+	// 2025-03-26". That one has batches, but a batch is no object.
+	if version := header["Mcp-Protocol-Version"]; len(version) > 1 || len(version) == 1 && !slices.Contains(shortVersions, version[0]) {
 		return call, false
 	}
 	call, meta, ok := readCall(header, body)

@@ -145,9 +145,14 @@ func TestBothWaysLegacy(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, body string
+		version    []string // of the header; nil: the session's
 		long       bool
 	}{
 		{name: "a call", body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "an older version", version: []string{"2025-03-26"}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "no version", version: []string{}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "no such version", version: []string{"2025-03-27"}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`), long: true},
+		{name: "a batch", version: []string{"2025-03-26"}, body: `[` + call(`{"name":"r_echo","arguments":{"text":"hi"}}`) + `]`, long: true},
 		{name: "a _meta of its own", body: call(`{"name":"r_echo","arguments":{"text":"hi"},"_meta":{"x":1.0}}`)},
 		{name: "no such tool", body: call(`{"name":"r_nothing"}`)},
 		{name: "no such remote", body: call(`{"name":"nothing"}`)},
@@ -156,6 +161,10 @@ func TestBothWaysLegacy(t *testing.T) {
 		{name: "the envelope of the other era", body: call(`{"name":"r_echo","_meta":{` + shortEnvelope + `}}`), long: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			header := header.Clone()
+			if tt.version != nil {
+				header["Mcp-Protocol-Version"] = tt.version
+			}
 			if _, short := readShortLegacy(header, []byte(tt.body)); short == tt.long {
 				t.Fatalf("it goes the short way: %v", short)
 			}

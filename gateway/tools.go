@@ -534,11 +534,14 @@ func describe(s remoteStatus, now time.Time) string {
 func joinParts(parts []string) string {
 	line := parts[0]
 	for _, part := range parts[1:] {
-		if strings.HasSuffix(line, "?") || strings.HasSuffix(line, "!") {
-			line += " " + strings.ToUpper(part[:1]) + part[1:]
-			continue
+		switch upper := strings.ToUpper(part[:1]) + part[1:]; {
+		case strings.HasSuffix(line, "?") || strings.HasSuffix(line, "!"):
+			line += " " + upper
+		case part == upper: // a sentence of its own
+			line = strings.TrimSuffix(line, ".") + ". " + part
+		default:
+			line = strings.TrimSuffix(line, ".") + "; " + part
 		}
-		line = strings.TrimSuffix(line, ".") + "; " + part
 	}
 	return line
 }
