@@ -24,7 +24,6 @@ const (
 	asideTimeout     = 5 * time.Second        // of a message that nobody waits for
 	goodbyeTimeout   = 2 * time.Second        // of the DELETE that ends an MCP session
 	listFloor        = 100 * time.Millisecond // between two listings that nobody waits for
-	maxAside         = 8                      // messages nobody waits for, at once
 	maxSessionID     = 4096
 )
 
@@ -42,10 +41,10 @@ type connection struct {
 	session *Session
 	remote  *remote
 	wire    wire
-	ids     atomic.Int64  // of our requests, over all links
-	aside   chan struct{} // slots of messages that nobody waits for
-	wanting atomic.Bool   // the state is StateSignInNeeded
-	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
+	ids     atomic.Int64 // of our requests, over all links
+	asides  asides
+	wanting atomic.Bool // the state is StateSignInNeeded
+	said    atomic.Bool // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
@@ -91,7 +90,6 @@ func newConnection(s *Session, r *remote) *connection {
 		session:    s,
 		remote:     r,
 		wire:       wire{remote: r},
-		aside:      make(chan struct{}, maxAside),
 		answered:   make(chan struct{}),
 		subscribed: map[string]*link{},
 		catalog:    Catalog{Remote: r.Name},
@@ -468,26 +466,6 @@ func (c *connection) cancelled(l *link, id int64) {
 	body, err := appendRequest(nil, 0, notifyCancelled, fmt.Appendf(nil, `{"requestId":%d}`, id))
 	if err == nil {
 		c.sendAside(l, body)
-	}
-}
-
-// sendAside sends a message that nobody waits for, unless there are many.
-func (c *connection) sendAside(l *link, body []byte) {
-	select {
-	case c.aside <- struct{}{}:
-	default:
-		return
-	}
-	sent := c.session.spawn(func() {
-		defer func() { <-c.aside }()
-		ctx, cancel := context.WithTimeout(c.session.ctx, asideTimeout)
-		defer cancel()
-		if err := l.via.notify(ctx, l.header, body); err != nil {
-			c.session.log.Debug("message not delivered", "remote", c.remote.Name, "error", err)
-		}
-	})
-	if !sent {
-		<-c.aside
 	}
 }
 

@@ -16,7 +16,7 @@
 //     the client something gets a link for each client, with that client's
 //     capabilities, beside the main one.
 //   - call.go knows which call a message of the remote belongs to, and asks the
-//     client behind it ([Caller]).
+//     client behind it ([Caller]). aside.go sends what nobody waits for.
 //   - wire.go puts the request into one POST, with the principal's token for
 //     this remote, and reads the answer: plain JSON, or an event stream
 //     (sse.go). message.go looks at the envelope only. Params and results stay
