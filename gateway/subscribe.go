@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
+
+	"gatehouse/session/rawjson"
 )
 
 // This file is who wants to know when a resource changes. A remote is asked
@@ -149,11 +153,34 @@ func (g *Gateway) endSubscriptions(ctx context.Context, c caller, ended ...*subs
 	}
 }
 
-// resourceUpdated tells those who have subscribed.
-func (v *view) resourceUpdated(remote, original string) {
+// resourceUpdated tells those who have subscribed to a resource that it, or a
+// part of it, has been updated.
+func (v *view) resourceUpdated(remote, original string, params json.RawMessage) {
 	for _, uri := range v.subs.has(remote, original) {
-		if err := announceUpdate(context.Background(), v.server, uri); err != nil {
+		update, err := asSubscribed(params, remote, uri != original)
+		if err == nil {
+			err = announceUpdate(context.Background(), v.server, uri, update)
+		}
+		if err != nil {
 			v.g.log.Debug("update not delivered", "remote", remote, "principal", v.principal, "error", err)
 		}
 	}
+}
+
+// asSubscribed returns the params of an update with a qualified URI for those
+// who have subscribed to one.
+func asSubscribed(params json.RawMessage, remote string, qualified bool) (json.RawMessage, error) {
+	if !qualified {
+		return params, nil
+	}
+	got, err := rawjson.Get(params, "uri")
+	if err != nil {
+		return nil, fmt.Errorf("reading an update: %w", err)
+	}
+	uri, _ := rawjson.String(got[0])
+	encoded, err := json.Marshal(qualify(remote, uri))
+	if err != nil {
+		return nil, fmt.Errorf("encoding a URI: %w", err)
+	}
+	return rawjson.Set(params, "uri", encoded)
 }

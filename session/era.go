@@ -33,6 +33,7 @@ const (
 	metaServer       = metaPrefix + "serverInfo"
 	metaCapabilities = metaPrefix + "clientCapabilities"
 	metaLogLevel     = metaPrefix + "logLevel"
+	metaSubscription = metaPrefix + "subscriptionId"
 )
 
 const (

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -190,23 +192,61 @@ func (w *wire) get(ctx context.Context, header http.Header) (*http.Response, err
 }
 
 // OnUpdated has f called when a remote says that a resource has been updated
-// that [Session.Subscribe] was called for.
-func (s *Session) OnUpdated(f func(remote, uri string)) { s.updatedFunc.Store(&f) }
+// that [Session.Subscribe] was called for, or a part of one: params are the
+// remote's, and what has been updated is their uri.
+func (s *Session) OnUpdated(f func(remote, subscribed string, params json.RawMessage)) {
+	s.updatedFunc.Store(&f)
+}
 
 // updated tells that a resource has been updated, if somebody wants to know.
 func (c *connection) updated(params json.RawMessage) {
 	f := c.session.updatedFunc.Load()
-	got, err := rawjson.Get(params, "uri")
+	got, err := rawjson.Get(params, "uri", "_meta")
 	if err != nil || f == nil {
 		return
 	}
 	uri, _ := rawjson.String(got[0])
+	var wanted []string
 	c.mu.Lock()
-	_, wanted := c.subscribed[uri]
-	c.mu.Unlock()
-	if wanted {
-		(*f)(c.remote.Name, uri)
+	for subscribed := range c.subscribed {
+		if isPart(uri, subscribed) {
+			wanted = append(wanted, subscribed)
+		}
 	}
+	c.mu.Unlock()
+	if wanted == nil {
+		return
+	}
+	if params, err = withoutSubscription(params, got[1]); err != nil {
+		return
+	}
+	slices.Sort(wanted)
+	for _, subscribed := range wanted {
+		(*f)(c.remote.Name, subscribed, params)
+	}
+}
+
+// isPart reports whether an update of one resource is about another that is
+// subscribed to: "This might be a sub-resource of the one that the client
+// actually subscribed to."
+func isPart(uri, subscribed string) bool {
+	return uri == subscribed || strings.HasPrefix(uri, strings.TrimSuffix(subscribed, "/")+"/")
+}
+
+// withoutSubscription removes from a notification's params which of our streams
+// at the remote it came on.
+func withoutSubscription(params, meta json.RawMessage) (json.RawMessage, error) {
+	if meta == nil || meta[0] != '{' {
+		return params, nil
+	}
+	rest, err := rawjson.Delete(meta, func(key string) bool { return key == metaSubscription })
+	if err != nil || len(rest) == len(meta) {
+		return params, err
+	}
+	if string(rest) == "{}" {
+		return rawjson.Delete(params, func(key string) bool { return key == "_meta" })
+	}
+	return rawjson.Set(params, "_meta", rest)
 }
 
 // Subscribe asks a remote to say when a resource is updated; on every later

@@ -291,7 +291,7 @@ func TestUpdates(t *testing.T) {
 	settled(t, s)
 	<-opened
 	updates := make(chan string, 10)
-	s.OnUpdated(func(remote, uri string) { updates <- remote + " " + uri })
+	s.OnUpdated(func(remote, uri string, _ json.RawMessage) { updates <- remote + " " + uri })
 	update := func(uri string) {
 		say <- `"method":"notifications/resources/updated","params":{"uri":"` + uri + `"}`
 	}
@@ -330,6 +330,33 @@ func TestUpdates(t *testing.T) {
 	update("a:2")
 	if got := <-updates; got != "notes a:2" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestUpdatesOfParts: an update of a part of a resource is told to those who
+// subscribed to the whole, with the part's own URI and all that the remote says.
+func TestUpdatesOfParts(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	updates := make(chan string, 10)
+	s.OnUpdated(func(_, subscribed string, params json.RawMessage) { updates <- subscribed + " " + string(params) })
+	for _, uri := range []string{"a:1", "file:///dir/"} {
+		if err := s.Subscribe(t.Context(), "notes", uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update := func(params string) { say <- `"method":"notifications/resources/updated","params":` + params }
+	for _, none := range []string{"a:10", "a:", "file:///dir2/x", "file:///"} {
+		update(`{"uri":"` + none + `"}`)
+	}
+	for part, whole := range map[string]string{"a:1/sub": "a:1", "file:///dir/x/y": "file:///dir/", "file:///dir/": "file:///dir/"} {
+		params := `{"_meta":{"x":1},"uri":"` + part + `","more":1.0}`
+		update(params)
+		if got, want := <-updates, whole+" "+params; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 
