@@ -432,6 +432,7 @@ func (c *connection) dial(a *attempt) {
 	case stale:
 	case err == nil:
 		c.remote.recovery.up()
+		c.levelSoon(l)
 	default:
 		c.answeredOnce.Do(func() { close(c.answered) })
 		c.unwell(err, news)

@@ -37,6 +37,7 @@ type link struct {
 	offers     Capabilities
 	profile    json.RawMessage        // the capabilities that it was opened with
 	level      atomic.Pointer[string] // the log level that it was told, nil for none
+	leveling   chan struct{}          // holds one: who tells it a log level; nil in the modern era
 	server     string
 	build      string // the server's version of itself
 
@@ -177,7 +178,7 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 	if err != nil {
 		return nil, err
 	}
-	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile}
+	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile, leveling: make(chan struct{}, 1)}
 	err = c.wire.authorized(ctx, loud, func() error {
 		ctx, cancel := within(ctx, c.remote.patience(dialTimeout))
 		defer cancel()
@@ -277,6 +278,10 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		key.client = nil // nothing tells such clients apart
 	case main.modern:
 	case none(json.RawMessage(key.profile)):
+		// Of several clients it is not known whom it means after all calls.
+		if c.session.owner != nil {
+			main.heardBy(from.Later)
+		}
 		return main, func() {}, nil
 	case key.profile == string(c.owner()):
 		main.heardBy(from.Later)
@@ -471,6 +476,19 @@ func (c *connection) dropSide(l *link) {
 			c.letGoLocked(l)
 		}
 	}
+}
+
+// linksLocked returns all links that are open.
+func (c *connection) linksLocked() (links []*link) {
+	if c.link != nil {
+		links = append(links, c.link)
+	}
+	for _, s := range c.sides {
+		if s.link != nil {
+			links = append(links, s.link)
+		}
+	}
+	return links
 }
 
 // Leave ends the links that are one client's alone: it has gone.

@@ -166,12 +166,16 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestLogLevel: a remote that declares logging is told before its next call,
-// once, and again on a new link; another is not.
+// TestLogLevel: a remote that declares logging is told at once, before its next
+// call, and again on a new link; another is not.
 func TestLogLevel(t *testing.T) {
 	logging, silent := newFake(t), newFake(t)
 	logging.declaring(`{"tools":{},"logging":{}}`)
-	logging.result("logging/setLevel", `{}`)
+	told := make(chan struct{}, 1)
+	logging.handle("logging/setLevel", func(w http.ResponseWriter, _ *http.Request, m received) {
+		answer(w, m, `{}`)
+		told <- struct{}{}
+	})
 	s := open(t, newRemoteFor(t, "logging", logging.URL), newRemoteFor(t, "silent", silent.URL))
 	settled(t, s)
 	call := func() {
@@ -184,6 +188,7 @@ func TestLogLevel(t *testing.T) {
 	}
 	call()
 	s.SetLogLevel("debug")
+	<-told
 	call()
 	call()
 	logging.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {

@@ -37,7 +37,7 @@ func (c *connection) listenLocked(l *link) {
 	switch {
 	case l.silent:
 	case l.modern && c.listens == nil && !l.offers.changes():
-	case !l.modern && !l.offers.changes() && none(l.profile):
+	case !l.modern && !l.offers.changes() && !l.offers.Logging && none(l.profile):
 	case l.listening:
 		l.relisten = true // it may be about to give up, for want of a sign-in
 	default:

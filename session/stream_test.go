@@ -87,6 +87,49 @@ func TestStreamTellsOfChanges(t *testing.T) {
 	}
 }
 
+// TestStreamTellsLater: what a remote that logs says after all calls goes to the
+// one client of its principal, whatever that declares; of several, to none.
+func TestStreamTellsLater(t *testing.T) {
+	for declared, want := range map[string]string{
+		"": "", "{}": "notifications/message", `{"roots":{}}`: "notifications/message",
+	} {
+		f, say, _, opened := streaming(t)
+		f.declaring(`{"tools":{},"logging":{}}`)
+		answered := make(chan struct{})
+		f.handle("", func(w http.ResponseWriter, _ *http.Request, _ received) {
+			w.WriteHeader(http.StatusAccepted)
+			close(answered)
+		})
+		p, _ := newPool(t, newRemoteFor(t, "notes", f.URL))
+		var capabilities json.RawMessage
+		if declared != "" {
+			capabilities = json.RawMessage(declared)
+		}
+		s, err := p.OpenFor(auth.Local, capabilities)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled(t, s)
+		<-opened
+		heard := make(chan string, 10)
+		from := &Caller{Client: "one", Capabilities: capabilities, Later: func(method string, _ json.RawMessage) { heard <- method }}
+		if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+			t.Fatal(err)
+		}
+		say <- `"method":"notifications/message","params":{"level":"error","data":1}`
+		say <- `"id":"p","method":"ping"`
+		<-answered
+		got := ""
+		select {
+		case got = <-heard:
+		default:
+		}
+		if got != want {
+			t.Errorf("%q: heard %q, want %q", declared, got, want)
+		}
+	}
+}
+
 // TestStreamIsOptional: a remote that has none, or declares nothing to say, is
 // asked once or not at all.
 func TestStreamIsOptional(t *testing.T) {
@@ -96,6 +139,7 @@ func TestStreamIsOptional(t *testing.T) {
 	}{
 		{`{"tools":{}}`, 405, 0},
 		{`{"tools":{"listChanged":false},"resources":{"subscribe":0},"prompts":{}}`, 405, 0},
+		{`{"tools":{},"logging":{}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 404, 1},
 		{`{"tools":{"listChanged":true}}`, 202, 1},
