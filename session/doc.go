@@ -14,7 +14,8 @@
 //   - era.go asks a remote first whether it speaks protocol 2026-07-28, and
 //     remembers it; link.go is what was agreed on. A legacy remote that may ask
 //     the client something gets a link for each client, with that client's
-//     capabilities, beside the main one.
+//     capabilities, beside the main one. probe.go does the asking where the
+//     remote is a program, which may die of it.
 //   - call.go knows which call a message of the remote belongs to, and asks the
 //     client behind it ([Caller]). aside.go sends what nobody waits for.
 //   - wire.go puts the request into one POST, with the principal's token for

@@ -173,6 +173,7 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 
 // initialize is the handshake of the legacy era: initialize, and initialized.
 // Before is the transport of an attempt in the other era, if it is still good.
+// With an error the link, if there is one, is of no use, but its transport may be.
 func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage, before transport) (*link, error) {
 	params, err := initializeParams(c.session.pool.info, profile)
 	if err != nil {
@@ -196,12 +197,11 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 		return err
 	})
 	if err != nil {
-		c.abandon(l)
-		return nil, c.refusedToBegin(err)
+		return l, c.refusedToBegin(err)
 	}
 	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
 	if err != nil {
-		return nil, err
+		return l, err
 	}
 	err = c.wire.authorized(ctx, loud, func() error {
 		ctx, cancel := within(ctx, dialTimeout)
@@ -210,11 +210,8 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 	})
 	if errors.Is(err, errGone) {
 		return nil, c.remote.gone()
-	} else if err != nil {
-		c.goodbye(l)
-		return nil, err
 	}
-	return l, nil
+	return l, err
 }
 
 // initializeParams are the params of initialize.
@@ -380,7 +377,10 @@ func (c *connection) makeRoomLocked() {
 // openSide initializes a side link.
 func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawMessage)) {
 	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile), nil)
-	if err == nil {
+	if err != nil {
+		c.abandon(l)
+		l = nil
+	} else {
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		l.side, l.later = true, later
 	}
