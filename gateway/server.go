@@ -131,6 +131,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 					g.clients.add(ss, v)
 				}
 				return result, err
+			case "notifications/progress":
+				if params, err := rawParams(req); err == nil && !isModern(req) {
+					v.session.Progress(req.GetSession(), params)
+				}
+				return next(ctx, method, req)
 			default:
 				return next(ctx, method, req)
 			}

@@ -389,7 +389,10 @@ func (l *link) withdraw(params json.RawMessage) {
 	}
 }
 
-const codeUnknownMethod = -32601
+const (
+	codeUnknownMethod = -32601
+	codeInvalidParams = -32602
+)
 
 // ask asks the client behind a call, and gives the remote its answer.
 func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
@@ -397,7 +400,12 @@ func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
 	defer c.patient.resume()
 	ctx, cancel := context.WithTimeout(a.ctx, askTimeout)
 	defer cancel()
-	result, err := c.from.Ask(ctx, method, params)
+	var result json.RawMessage
+	params, end, err := l.reportable(c.from.Client, params)
+	if err == nil {
+		result, err = c.from.Ask(ctx, method, params)
+		end()
+	}
 	if context.Cause(a.ctx) == errWithdrawn {
 		// "Receivers of cancellation notifications SHOULD … Not send a response for
 		// the cancelled request".

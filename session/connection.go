@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -171,7 +172,7 @@ func operation(method string, params json.RawMessage) string {
 // once sends the request on one link.
 func (c *connection) once(ctx context.Context, l *link, method string, params json.RawMessage, from *Caller, patient *patience) (id int64, result json.RawMessage, err error) {
 	id = c.ids.Add(1)
-	outgoing, token, err := remint(params, id)
+	outgoing, token, err := remint(params, strconv.FormatInt(id, 10))
 	if err != nil {
 		return id, nil, err
 	}

@@ -46,6 +46,7 @@ type Session struct {
 	connections []*connection // in config order
 	byName      map[string]*connection
 	level       atomic.Pointer[string] // of log messages, nil: each remote's own choice
+	questions   questions
 	updatedFunc atomic.Pointer[func(remote, subscribed string, params json.RawMessage)]
 
 	mu       sync.Mutex // guards closed and watchers
