@@ -416,7 +416,7 @@ func (c *connection) dial(a *attempt) {
 		err = errStale
 	case err == nil:
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
-		c.link = l
+		c.link, l.used = l, time.Now()
 		c.catalog.Offers = l.offers
 		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
 		// Before anybody can see the link, so that none is seen unlisted. Quietly:

@@ -45,6 +45,8 @@ type link struct {
 	listening bool          // on the remote's event stream; guarded by the connection's mu
 	relisten  bool          // a list has been read since it began to; guarded like it
 	silent    bool          // the remote has none; guarded like it
+	users     int           // calls that use a command's link; guarded like it
+	used      time.Time     // when the last of those ended; guarded like it
 	opened    chan struct{} // closed when the stream of a side link is open, or has failed
 	once      sync.Once     // closes opened
 
@@ -259,6 +261,11 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	if err != nil {
 		return nil, nil, err
 	}
+	for c.remote.Command != nil && !c.use(main) {
+		if main, err = c.dialed(ctx, false); err != nil {
+			return nil, nil, err
+		}
+	}
 	key := sideKey{profile: string(Profile(from.Capabilities))}
 	if !from.Modern {
 		key.client = from.Client
@@ -270,7 +277,7 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		if c.session.owner != nil {
 			main.heardBy(from.Later)
 		}
-		return main, func() {}, nil
+		return main, func() { c.unuse(main) }, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):

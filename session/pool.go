@@ -111,7 +111,7 @@ func newRemote(r Remote, log *slog.Logger) *remote {
 	if r.Timeout == 0 {
 		r.Timeout = defaultTimeout
 	}
-	made := &remote{Remote: r, header: http.Header{}}
+	made := &remote{Remote: r, header: http.Header{}, slots: slots{max: maxPrograms, taken: map[*slot]struct{}{}}}
 	if r.Command != nil {
 		made.url, made.display = &url.URL{}, r.Command.Path
 		return made
