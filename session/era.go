@@ -58,6 +58,9 @@ const (
 // newest that it speaks: a client of both tries a modern request first (MCP
 // 2026-07-28, versioning).
 func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
+	if l := c.inherited(); l != nil {
+		return l, nil
+	}
 	known := eras(c.remote.eras.Load())
 	if c.remote.Command != nil && known == erasUnknown {
 		// A program that takes its time to start cannot be told from one that does
@@ -206,12 +209,12 @@ func (l *link) readDiscovery(result json.RawMessage) error {
 
 // enveloped puts into a request's _meta what each must say there: version,
 // client and capabilities (MCP 2026-07-28, basic).
-func (l *link) enveloped(params json.RawMessage, from *Caller) (json.RawMessage, error) {
-	profile, level := json.RawMessage("{}"), ""
-	if from != nil {
-		profile = Profile(from.Capabilities)
+func (l *link) enveloped(params json.RawMessage, c *call) (json.RawMessage, error) {
+	profile, level, of := json.RawMessage("{}"), "", l.connection.session
+	if c != nil {
+		profile, of = Profile(c.from.Capabilities), c.session
 	}
-	if want := l.connection.session.level.Load(); want != nil {
+	if want := of.level.Load(); want != nil {
 		level = *want
 	}
 	if params == nil {

@@ -33,7 +33,7 @@ type Remote struct {
 	Headers    http.Header                     // of every request; what the protocol sets itself stays its own; may be nil
 	Timeout    time.Duration                   // of one call; 0: 60 s
 	HTTP       *guard.Client                   // towards this remote, required
-	Authorizer func(auth.Principal) Authorizer // nil: no sign-in there
+	Authorizer func(auth.Principal) Authorizer // nil: no sign-in there, so what keeps no state is everybody's
 }
 
 // Authorizer is what [auth.Authorizer] does for one principal at one remote.
