@@ -26,7 +26,7 @@ type Remote struct {
 	Name string // required: the key in mcpServers
 	URL  string // required: the MCP endpoint
 
-	Issuer                  string      // pins the authorization server; empty: pinned at the first sign-in
+	Issuer                  string      // pins the authorization server; empty: what the remote names, pinned at the first use
 	ClientID                string      // of a pre-registered client; empty: registration finds one
 	ClientSecret            secret.Text // of a pre-registered client; empty: it is public
 	TokenEndpointAuthMethod string      // empty: what the authorization server lists
@@ -50,7 +50,8 @@ type Remote struct {
 	RequestedTokenType string        // empty: [exchange.TypeAccessToken]
 	TokenHTTP          *guard.Client // towards the token endpoint; nil: HTTP
 
-	login bool // it is no remote but the login at the gateway
+	login  bool   // it is no remote but the login at the gateway
+	pinned string // the issuer that a discovery may lead to where Issuer is empty; empty: any
 }
 
 // Config is what a [Broker] is built from.
@@ -141,7 +142,8 @@ type Broker struct {
 	holds  map[key]*hold
 	loans  map[key]loan // by who borrows
 	starts map[key]*startCall
-	seal   cipher.AEAD // of what browsers carry; nil: not needed yet
+	pins   map[string]string // by remote: the issuers that the gateway's credentials are bound to, as far as known
+	seal   cipher.AEAD       // of what browsers carry; nil: not needed yet
 }
 
 // New checks the config and makes a broker of it.
@@ -226,10 +228,12 @@ func New(c Config) (*Broker, error) {
 		exchanger: exchange.New(exchange.Config{Max: c.ExchangeCache, Gates: gates, Log: c.Log, Now: c.Now, Fetched: func(t *exchange.Target, outcome, issued string) {
 			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
 		}}),
-		gates:  gates,
-		holds:  map[key]*hold{},
-		loans:  map[key]loan{},
-		starts: map[key]*startCall{},
+		gates:   gates,
+		inbound: inbound{wait: introspectWait, gates: gate.New(c.Now)},
+		holds:   map[key]*hold{},
+		loans:   map[key]loan{},
+		starts:  map[key]*startCall{},
+		pins:    map[string]string{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()
@@ -339,7 +343,7 @@ func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response
 	if s := b.silent[remote]; s != nil {
 		return s.inspect(ctx, ch, step)
 	}
-	d, err := b.discoverer.discover(ctx, r, ch, step)
+	d, err := b.discover(ctx, r, ch, step)
 	if err != nil {
 		return err
 	}

@@ -25,3 +25,6 @@ func GrantName(key string) string { return hash(bucketGrants, key) }
 
 // BucketGrants is the bucket of grants.
 const BucketGrants = bucketGrants
+
+// AskWithin bounds how long it takes until the provider is asked about a token.
+func (b *Broker) AskWithin(d time.Duration) { b.inbound.wait = d }

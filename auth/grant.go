@@ -414,6 +414,9 @@ func (b *Broker) endGrant(ctx context.Context, h *hold, bad *grant) error {
 	if !g.sameTokens(bad) {
 		return ErrConflict
 	}
+	if h.remote.login {
+		b.clearTokens(ctx, h.key.principal, "") // whose they are the grant will not say any more
+	}
 	return b.writeGrant(ctx, h.key, h.remote, g.ended(), version)
 }
 
@@ -475,6 +478,9 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	if r.login {
 		b.clearTokens(work, p, "")
+		for _, s := range b.silent {
+			s.forget(p)
+		}
 	}
 	// A grant that others of the group use ends for all of them.
 	if from, _ := b.sharing(key{p, remote}); from != remote {

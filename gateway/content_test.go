@@ -410,6 +410,7 @@ func TestBadContentRequests(t *testing.T) {
 		{"prompts/get", `"name":"p"`, "-32602 "},
 		{"prompts/get", `"name":"r_p"`, "-32601 "},
 		{"prompts/list", `"cursor":""`, "-32602 "},
+		{"prompts/list", `"cursor":null`, `{"prompts":[{"name":"r_p"}]}`},
 		{"resources/list", `"cursor":"x"`, "-32602 "},
 		{"completion/complete", `"ref":{"type":"ref/prompt","name":"nothing"},"argument":{"name":"a","value":""}`, "-32602 "},
 		{"completion/complete", `"ref":{"type":"ref/prompt","name":"r_p"},"argument":{"name":"a","value":""}`, `{"completion":{"values":[],"total":0,"hasMore":false}}`},

@@ -29,6 +29,7 @@ func chattyRemote(t *testing.T) *plainRemote {
 		`"method":"notifications/message","params":{"level":"debug","data":1.0}`,
 		`"method":"notifications/message","params":{"level":"error","data":2.0}`,
 		`"method":"notifications/unknown","params":{}`,
+		`"method":"notifications/elicitation/complete","params":{"elicitationId":"1"}`,
 		`"method":"notifications/progress","params":{"progressToken":$TOKEN,"progress":9007199254740993}`,
 	}}
 	return r
@@ -38,6 +39,7 @@ const (
 	gotProgress1 = `"method":"notifications/progress","params":{"progressToken":"same","progress":1.0}`
 	gotProgress2 = `"method":"notifications/progress","params":{"progressToken":"same","progress":9007199254740993}`
 	gotDebug     = `"method":"notifications/message","params":{"level":"debug","data":1.0}`
+	gotComplete  = `"method":"notifications/elicitation/complete","params":{"elicitationId":"1"}`
 	gotError     = `"method":"notifications/message","params":{"level":"error","data":2.0}`
 )
 
@@ -56,7 +58,7 @@ func relayed(t *testing.T, c *plainClient, members string, want ...string) {
 }
 
 // TestNotificationsReachTheCaller: in order, before the result, with the
-// caller's token, at the caller's level; all clients are one principal's and
+// caller's token, at the caller's level, and what its era has; all clients are one principal's and
 // use the same token.
 func TestNotificationsReachTheCaller(t *testing.T) {
 	remote := chattyRemote(t)
@@ -74,9 +76,9 @@ func TestNotificationsReachTheCaller(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for range 5 {
-		wg.Go(func() { relayed(t, unset, token, gotProgress1, gotDebug, gotError, gotProgress2) })
-		wg.Go(func() { relayed(t, quiet, token, gotProgress1, gotError, gotProgress2) })
-		wg.Go(func() { relayed(t, quiet, "", gotError) })
+		wg.Go(func() { relayed(t, unset, token, gotProgress1, gotDebug, gotError, gotComplete, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, token, gotProgress1, gotError, gotComplete, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, "", gotError, gotComplete) })
 		wg.Go(func() { relayed(t, modern, "") })
 	}
 	wg.Wait()
@@ -91,7 +93,7 @@ func TestNotificationsReachTheCaller(t *testing.T) {
 	if got, want := remote.got("logging/setLevel"), `{"level":"debug"}`; got != want {
 		t.Errorf("the remote was told %s, want %s", got, want)
 	}
-	relayed(t, quiet, "", gotError)
+	relayed(t, quiet, "", gotError, gotComplete)
 }
 
 // TestProgressOfGatewayCallTool: the indirect call reports like the direct one.
@@ -100,7 +102,7 @@ func TestProgressOfGatewayCallTool(t *testing.T) {
 	c := newPlainClient(t, g.url, "{}", false)
 	c.call("tools/list", "")
 	got := c.messages("tools/call", `"name":"gateway_call_tool","arguments":{"name":"r_t"},"_meta":{"progressToken":"same"}`)
-	if len(got) != 5 || !strings.Contains(got[0], gotProgress1) || !strings.Contains(got[3], gotProgress2) {
+	if len(got) != 6 || !strings.Contains(got[0], gotProgress1) || !strings.Contains(got[4], gotProgress2) {
 		t.Errorf("got %q", got)
 	}
 }

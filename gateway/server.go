@@ -25,6 +25,9 @@ import (
 // client sends under this name is overwritten.
 const headerParams = "Gatehouse-Params"
 
+// headerID carries the id of a request on a pipe in the same way.
+const headerID = "Gatehouse-Id"
+
 const modernVersion = "2026-07-28"
 
 const instructions = `Gatehouse puts the tools of several MCP servers (remotes) into one list; a tool is named <remote>_<tool>.
@@ -136,6 +139,18 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 					v.session.Progress(req.GetSession(), params)
 				}
 				return next(ctx, method, req)
+			case "subscriptions/listen":
+				id := pipeID(req)
+				if id == nil || !isModern(req) {
+					return next(ctx, method, req)
+				}
+				params, err := rawParams(req)
+				if err != nil {
+					return nil, renderRPC(err, g.now())
+				}
+				c := g.callerOf(ctx, v, req, params)
+				result, err := g.listen(ctx, c, id, params)
+				return g.answer(ctx, c, method, result, err)
 			default:
 				return next(ctx, method, req)
 			}
@@ -155,19 +170,24 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				c.gone = gone
 			}
 			result, err := g.handle(ctx, c, method, params)
-			if err == nil && c.modern {
-				result, err = g.modernize(method, result)
-			}
-			if err != nil {
-				answer := renderRPC(err, g.now())
-				if answer.Code == jsonrpc.CodeInternalError {
-					g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
-				}
-				return nil, answer
-			}
-			return &rawResult{raw: result}, nil
+			return g.answer(ctx, c, method, result, err)
 		}
 	}
+}
+
+// answer makes what the SDK sends of what the core says.
+func (g *Gateway) answer(ctx context.Context, c caller, method string, result json.RawMessage, err error) (mcp.Result, error) {
+	if err == nil && c.modern {
+		result, err = g.modernize(method, result)
+	}
+	if err != nil {
+		answer := renderRPC(err, g.now())
+		if answer.Code == jsonrpc.CodeInternalError {
+			g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
+		}
+		return nil, answer
+	}
+	return &rawResult{raw: result}, nil
 }
 
 // metaUpdate is where announceUpdate leaves the params for ownUpdates.
@@ -383,10 +403,25 @@ type rawResult struct {
 // MarshalJSON returns the result as it was received.
 func (r *rawResult) MarshalJSON() ([]byte, error) { return r.raw, nil }
 
-// withRawParams notes a request's params where rawParams finds them.
-func withRawParams(req *jsonrpc.Request) {
-	if len(req.Params) == 0 {
-		return
+// noteRaw notes a request's params where rawParams finds them, and its id for
+// pipeID.
+func noteRaw(req *jsonrpc.Request) {
+	header := map[string][]string{}
+	if id, err := json.Marshal(req.ID.Raw()); err == nil && req.IsCall() {
+		header[headerID] = []string{string(id)}
 	}
-	req.Extra = &mcp.RequestExtra{Header: map[string][]string{headerParams: {string(req.Params)}}}
+	if len(req.Params) > 0 {
+		header[headerParams] = []string{string(req.Params)}
+	}
+	req.Extra = &mcp.RequestExtra{Header: header}
+}
+
+// pipeID returns the id of a request that came on a pipe, nil for others.
+func pipeID(req mcp.Request) json.RawMessage {
+	if extra := req.GetExtra(); extra != nil {
+		if id := extra.Header[headerID]; len(id) == 1 {
+			return json.RawMessage(id[0])
+		}
+	}
+	return nil
 }

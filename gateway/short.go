@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -275,8 +277,13 @@ type shortAnswer struct {
 
 	mu        sync.Mutex // guards what follows, and w
 	streaming bool
-	over      bool // the request has been answered
+	silence   *time.Timer // runs while streaming
+	over      bool        // the request has been answered
 }
+
+// maxSilence is how long an event stream is silent: proxies cut those that are
+// for a minute.
+const maxSilence = 25 * time.Second
 
 // notify sends a notification.
 func (a *shortAnswer) notify(method string, params json.RawMessage) {
@@ -296,8 +303,21 @@ func (a *shortAnswer) message(message []byte) {
 	if !a.streaming {
 		a.streaming = true
 		a.begin("text/event-stream", http.StatusOK)
+		a.silence = time.AfterFunc(maxSilence, a.comment)
 	}
 	a.event(message)
+}
+
+// comment writes what clients skip.
+func (a *shortAnswer) comment() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over {
+		return
+	}
+	a.silence.Reset(maxSilence)
+	io.WriteString(a.w, ":\n\n")
+	http.NewResponseController(a.w).Flush()
 }
 
 func (a *shortAnswer) begin(contentType string, status int) {
@@ -349,6 +369,7 @@ func (a *shortAnswer) end(member string, value json.RawMessage, status int) {
 	message = append(append(append(message, `{"jsonrpc":"2.0","id":`...), a.id...), `,"`...)
 	message = append(append(append(append(message, member...), `":`...), value...), '}')
 	if a.streaming {
+		a.silence.Stop()
 		a.event(message)
 		return
 	}

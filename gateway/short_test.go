@@ -9,8 +9,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/jsonschema-go/jsonschema"
@@ -229,6 +232,64 @@ func TestBothWaysLegacy(t *testing.T) {
 			t.Errorf("the call ended with %v", messages)
 		}
 	})
+}
+
+// TestStreamIsNotSilent: a stream that waits shows that it is there, and nothing
+// comes after the answer.
+func TestStreamIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := httptest.NewRecorder()
+		out := &shortAnswer{w: w, id: json.RawMessage("1")}
+		time.Sleep(time.Hour)
+		out.notify("notifications/message", nil)
+		time.Sleep(2*maxSilence + time.Second)
+		out.end("result", json.RawMessage("{}"), http.StatusOK)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		const event = "event: message\ndata: {\"jsonrpc\":\"2.0\","
+		if got, want := w.Body.String(), event+`"method":"notifications/message","params":{}}`+"\n\n:\n\n:\n\n"+event+`"id":1,"result":{}}`+"\n\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// TestStreamsPassProxies: whoever makes an event stream, it says that a proxy is
+// not to hold it back.
+func TestStreamsPassProxies(t *testing.T) {
+	remote := chattyRemote(t)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sse": true}}`)
+	c := newPlainClient(t, g.url, "{}", false)
+	legacy := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Session-Id": {c.session}, "Mcp-Protocol-Version": {"2025-11-25"}}
+	long := legacy.Clone()
+	long.Set("Content-Type", "application/json; charset=utf-8")
+	modern := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Protocol-Version": {modernVersion}, "Mcp-Method": {"subscriptions/listen"}}
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_t","arguments":{},"_meta":{"progressToken":1}}}`
+	for name, tt := range map[string]struct {
+		method, path, body string
+		header             http.Header
+	}{
+		"a call":              {http.MethodPost, "/mcp", call, legacy},
+		"a call the long way": {http.MethodPost, "/mcp", call, long},
+		"a session's stream":  {http.MethodGet, "/mcp", "", legacy},
+		"subscriptions":       {http.MethodPost, "/mcp", `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{` + shortEnvelope + `}}}`, modern},
+		"the old transport":   {http.MethodGet, "/sse", "", nil},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, tt.method, g.url+tt.path, strings.NewReader(tt.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = tt.header.Clone()
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.Header.Get("X-Accel-Buffering") != "no" {
+			t.Errorf("%s: %s %v", name, resp.Status, resp.Header)
+		}
+		cancel()
+		resp.Body.Close()
+	}
 }
 
 func sendShort(t *testing.T, url string, header http.Header, body string) *http.Response {

@@ -37,6 +37,12 @@
 //   - remember.go keeps catalogs from one run to the next.
 //   - errors.go says in one sentence what went wrong. Remotes' own texts stay
 //     in [ResponseError], for the client that asked, and in no log.
+//   - common.go is the exception to one connection for each principal: where
+//     nobody signs in, and the remote keeps nothing of its client, all have one
+//     handshake, one catalog and one event stream in common. What belongs to a
+//     call has a way of its own there too, and what comes beside all calls
+//     reaches nobody. A remote that begins an MCP session keeps state.
+//   - slots.go bounds the processes of one command. They are never shared.
 //   - Whoever finds a remote down waits in recovery.go: one loop for each
 //     remote tries it with one of those who wait and wakes the others when it
 //     is back.

@@ -62,6 +62,9 @@ func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
 	if c.remote.Command != nil {
 		return c.beginProgram(ctx, loud)
 	}
+	if l := c.inherited(); l != nil {
+		return l, nil
+	}
 	known := eras(c.remote.eras.Load())
 	definite := true // it has said that it does not know the modern era
 	if known != eraLegacy {
@@ -199,12 +202,12 @@ func (l *link) readDiscovery(result json.RawMessage) error {
 
 // enveloped puts into a request's _meta what each must say there: version,
 // client and capabilities (MCP 2026-07-28, basic).
-func (l *link) enveloped(params json.RawMessage, from *Caller) (json.RawMessage, error) {
-	profile, level := json.RawMessage("{}"), ""
-	if from != nil {
-		profile = Profile(from.Capabilities)
+func (l *link) enveloped(params json.RawMessage, c *call) (json.RawMessage, error) {
+	profile, level, of := json.RawMessage("{}"), "", l.connection.session
+	if c != nil {
+		profile, of = Profile(c.from.Capabilities), c.session
 	}
-	if want := l.connection.session.level.Load(); want != nil {
+	if want := of.level.Load(); want != nil {
 		level = *want
 	}
 	if params == nil {

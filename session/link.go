@@ -46,6 +46,9 @@ type link struct {
 	listening bool          // on the remote's event stream; guarded by the connection's mu
 	relisten  bool          // a list has been read since it began to; guarded like it
 	silent    bool          // the remote has none; guarded like it
+	users     int           // calls that use a command's link; guarded like it
+	began     time.Time     // when it became the main link; guarded like it
+	used      time.Time     // when the last of those ended; guarded like it
 	opened    chan struct{} // closed when the stream of a side link is open, or has failed
 	once      sync.Once     // closes opened
 
@@ -71,12 +74,8 @@ type transport interface {
 func (l *link) request(ctx context.Context, id int64, method string, params json.RawMessage, c *call) (json.RawMessage, http.Header, error) {
 	header := l.header
 	if l.modern {
-		var from *Caller
-		if c != nil {
-			from = &c.from
-		}
 		var err error
-		if params, err = l.enveloped(params, from); err != nil {
+		if params, err = l.enveloped(params, c); err != nil {
 			return nil, nil, err
 		}
 		if header, err = l.named(method, params); err != nil {
@@ -253,9 +252,17 @@ type side struct {
 
 // linkFor returns the link for a call of this caller, and what ends its use.
 func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, release func(), err error) {
-	main, err := c.dialed(ctx, false)
+	main, err := c.main().dialed(ctx, false)
+	for errors.Is(err, errApart) {
+		main, err = c.main().dialed(ctx, false)
+	}
 	if err != nil {
 		return nil, nil, err
+	}
+	for c.remote.Command != nil && !c.use(main) {
+		if main, err = c.dialed(ctx, false); err != nil {
+			return nil, nil, err
+		}
 	}
 	key := sideKey{profile: string(Profile(from.Capabilities))}
 	if !from.Modern {
@@ -268,7 +275,7 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		if c.session.owner != nil {
 			main.heardBy(from.Later)
 		}
-		return main, func() {}, nil
+		return main, func() { c.unuse(main) }, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):
@@ -276,11 +283,11 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 	case main.modern:
 	case none(json.RawMessage(key.profile)):
 		// Of several clients it is not known whom it means after all calls.
-		if c.session.owner != nil {
+		if c.session.owner != nil && main.connection == c {
 			main.heardBy(from.Later)
 		}
 		return main, func() {}, nil
-	case key.profile == string(c.owner()):
+	case key.profile == string(c.owner()) && main.connection == c:
 		main.heardBy(from.Later)
 		return main, func() {}, nil
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -358,6 +359,68 @@ func TestProgramSpeaksLater(t *testing.T) {
 		if heard != want {
 			t.Errorf("%q: heard %d", capabilities, heard)
 		}
+	}
+}
+
+// TestProgramsAreBounded: each principal has a process of its own, but no more
+// run at once than may. The one that has not been called for the longest time
+// makes room, one that is busy never; and each ends with its principal.
+func TestProgramsAreBounded(t *testing.T) {
+	p, _ := newPool(t, program(t, "plain"))
+	p.remotes[0].slots.max = 2
+	users := map[string]*Session{}
+	pid := func(user string) string {
+		t.Helper()
+		if users[user] == nil {
+			s, err := p.OpenFor(auth.SessionPrincipal(user), json.RawMessage(`{"elicitation":{}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			settled(t, s)
+			users[user] = s
+		}
+		return callText(t, users[user], "pid", nil)
+	}
+	alice, bob := pid("alice"), pid("bob")
+	if alice == bob || pid("alice") != alice {
+		t.Fatalf("alice has %s, bob %s", alice, bob)
+	}
+	carol := pid("carol")
+	if running(bob) || pid("alice") != alice {
+		t.Error("not the one made room that was idle the longest")
+	}
+	asked, answer := make(chan struct{}), make(chan struct{})
+	busy := &Caller{Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+		asked <- struct{}{}
+		<-answer
+		return json.RawMessage(`{"action":"decline"}`), nil
+	}}
+	var calls sync.WaitGroup
+	for _, user := range []string{"alice", "carol"} {
+		calls.Go(func() {
+			if _, err := users[user].Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"ask","arguments":{}}`), busy); err != nil {
+				t.Error(err)
+			}
+		})
+		<-asked
+	}
+	_, err := users["bob"].Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"pid","arguments":{}}`), nil)
+	if f := failure(t, err, KindUnreachable); !strings.Contains(f.Say, "already runs 2 times") || !strings.Contains(f.Say, "busy") {
+		t.Errorf("got %q", f.Say)
+	}
+	close(answer)
+	calls.Wait()
+	bob = pid("bob")
+	if running(alice) == running(carol) {
+		t.Error("not one of the two made room")
+	}
+	users["bob"].Close()
+	if running(bob) {
+		t.Error("it is still there, and its user has left")
+	}
+	p.Close()
+	if left := len(p.remotes[0].slots.taken); running(alice) || running(carol) || left != 0 {
+		t.Errorf("after the end %d are left", left)
 	}
 }
 

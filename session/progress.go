@@ -92,7 +92,7 @@ func (s *Session) Progress(client any, params json.RawMessage) {
 // reportable gives what a client is asked a progress token of the gateway's, and
 // sends the remote what the client reports with it, one after the other, until
 // end is called. The remote has heard all of it when that returns.
-func (l *link) reportable(client any, params json.RawMessage) (out json.RawMessage, end func(), err error) {
+func (l *link) reportable(c *call, params json.RawMessage) (out json.RawMessage, end func(), err error) {
 	minted := `"` + rand.Text() + `"`
 	out, token, err := remint(params, minted)
 	if err != nil {
@@ -100,11 +100,11 @@ func (l *link) reportable(client any, params json.RawMessage) (out json.RawMessa
 	}
 	// Nothing of it could come back from a client without a session, nor go to a
 	// remote without one.
-	if token == nil || client == nil || l.modern {
+	if token == nil || c.from.Client == nil || l.modern {
 		return out, func() {}, nil
 	}
-	s := l.connection.session
-	q := &question{client, token, make(chan json.RawMessage, maxReports)}
+	s := c.session
+	q := &question{c.from.Client, token, make(chan json.RawMessage, maxReports)}
 	s.questions.mu.Lock()
 	if s.questions.byToken == nil {
 		s.questions.byToken = map[string]*question{}

@@ -254,6 +254,79 @@ func TestStreamOfForgottenSession(t *testing.T) {
 	}
 }
 
+// TestRest: a session that rests has no connection, and what is in flight keeps
+// its own. The next one knows of the subscription and of the log level.
+func TestRest(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	f.declaring(`{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{}}`)
+	f.result("logging/setLevel", `{}`)
+	n := 0
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, m received) {
+		n++
+		w.Header().Set("Mcp-Session-Id", fmt.Sprint("s", n))
+		answer(w, m, strings.Replace(initialized, `{"tools":{}}`, `{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{}}`, 1))
+	})
+	ended := make(chan string, 1)
+	f.handle("DELETE", func(_ http.ResponseWriter, _ *http.Request, m received) { ended <- m.Header.Get("Mcp-Session-Id") })
+	inside, answered := make(chan bool), make(chan bool)
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		inside <- true
+		<-answered
+		answer(w, m, "{}")
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	s.SetLogLevel("debug")
+	if err := s.Subscribe(t.Context(), "notes", "a:b"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := s.Call(t.Context(), "notes", "tools/call", nil, nil)
+		done <- err
+	}()
+	<-inside
+	s.Rest()
+	if !settled(t, s)[0].Connected {
+		t.Error("the connection of a call that was in flight is gone")
+	}
+	answered <- true
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	s.Rest()
+	if c := settled(t, s)[0]; c.Connected || !c.Known {
+		t.Errorf("at rest it is connected %v, its tools known %v", c.Connected, c.Known)
+	}
+	if got := <-ended; got != "s1" {
+		t.Errorf("ended %s", got)
+	}
+	s.Rest() // twice is safe
+
+	s.Wake()
+	<-opened
+	updates := make(chan string, 1)
+	s.OnUpdated(func(_, uri string, _ json.RawMessage) { updates <- uri })
+	say <- `"method":"notifications/resources/updated","params":{"uri":"a:b"}`
+	if got := <-updates; got != "a:b" {
+		t.Errorf("updated: %s", got)
+	}
+	go func() { <-inside; answered <- true }()
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for method, want := range map[string]string{"resources/subscribe": "s1 s2", "logging/setLevel": "s1 s2", "initialize": " "} {
+		var on []string
+		for _, m := range f.requests(method) {
+			on = append(on, m.Header.Get("Mcp-Session-Id"))
+		}
+		if got := strings.Join(on, " "); got != want {
+			t.Errorf("%s on %q, want %q", method, got, want)
+		}
+	}
+}
+
 // TestStreamAfterSignIn: the stream wants the sign-in too, and is there after it.
 func TestStreamAfterSignIn(t *testing.T) {
 	f, _, _, opened := streaming(t)
