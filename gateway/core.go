@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -134,8 +135,16 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
 	began, name := g.now(), nameIn(method, params)
 	result, err := g.pass(ctx, c, remote, method, name, params)
-	g.observe(ctx, c, remote, method, name, began, result, err)
+	g.answered(ctx, c, remote, method, name, began, result, err)
 	return result, err
+}
+
+// answered takes note of what a remote has made of a client's request.
+func (g *Gateway) answered(ctx context.Context, c caller, remote, method, name string, began time.Time, result json.RawMessage, err error) {
+	g.observe(ctx, c, remote, method, name, began, result, err)
+	if err == nil && len(g.index) > 1 {
+		c.view.linked.note(remote, result)
+	}
 }
 
 // pass sends a request to a remote and gets it what it asks for meanwhile.

@@ -381,7 +381,7 @@ func TestIdleSession(t *testing.T) {
 	each := (live() - before) / 500
 	t.Logf("%d bytes for each", each)
 	// The list alone has 120 KB.
-	if most := bytesWithin(27_000); each > most {
+	if most := bytesWithin(20_000); each > most {
 		t.Errorf("%d bytes for each, which is more than %d", each, most)
 	}
 }

@@ -72,7 +72,7 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 		began := g.now()
 		c.notify = c.takeUp(params)
 		result, err = g.attend(ctx, c, parked, was.Answers)
-		g.observe(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
+		g.answered(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
 	} else {
 		if was.Remote != "" {
 			g.waitForSignIn(ctx, c, was)

@@ -80,17 +80,19 @@ func (c caller) afterwards() func(string, json.RawMessage) {
 	if c.later == nil {
 		return nil
 	}
+	// Nothing else of the caller: this is kept when the request is over.
+	later, levels, client := c.later, &c.view.levels, c.client
 	return func(method string, params json.RawMessage) {
 		switch method {
 		case "notifications/elicitation/complete":
 		case "notifications/message":
-			if from := c.logLevel(nil); params == nil || from > 0 && severity(params) < from {
+			if from := levels.of(client); params == nil || from > 0 && severity(params) < from {
 				return
 			}
 		default:
 			return
 		}
-		c.later(method, params)
+		later(method, params)
 	}
 }
 

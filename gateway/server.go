@@ -249,20 +249,14 @@ func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params
 	if !ok {
 		return c
 	}
-	notify := func(ctx context.Context, method string, params json.RawMessage) {
-		_, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
-		if err != nil {
-			g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
-		}
-	}
 	// The handler's context is what puts a message onto the stream of its request.
-	c.notify = func(method string, params json.RawMessage) { notify(ctx, method, params) }
+	c.notify = func(method string, params json.RawMessage) { v.notify(ctx, ss, method, params) }
 	if c.modern {
 		c.capabilities = declared(params)
 		return c
 	}
 	c.client, c.capabilities = ss, v.peers.of(ss)
-	c.later = func(method string, params json.RawMessage) { notify(context.Background(), method, params) }
+	c.later = v.later(ss)
 	c.ask = func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
 		// On the stream of the request, but no longer than who asks waits.
 		ctx, cancel := context.WithCancelCause(ctx)
@@ -277,6 +271,19 @@ func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params
 		return smuggled(result)
 	}
 	return c
+}
+
+// later returns what sends notifications on the client's own event stream. It is
+// kept for as long as the session, and so holds nothing of the request.
+func (v *view) later(ss *mcp.ServerSession) func(method string, params json.RawMessage) {
+	return func(method string, params json.RawMessage) { v.notify(context.Background(), ss, method, params) }
+}
+
+// notify sends a notification to a client, on the stream that the context is of.
+func (v *view) notify(ctx context.Context, ss *mcp.ServerSession, method string, params json.RawMessage) {
+	if _, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}}); err != nil {
+		v.g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
+	}
 }
 
 // declared returns the capabilities that a request of the modern era declares.

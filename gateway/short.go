@@ -98,11 +98,7 @@ func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *c
 	v, ss := cl.view, cl.session
 	g.answerShort(ctx, caller{
 		view: v, client: ss, gone: cl.gone.Done(), capabilities: v.peers.of(ss), notify: out.notify,
-		later: func(method string, params json.RawMessage) {
-			if _, err := v.send(context.Background(), method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}}); err != nil {
-				g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
-			}
-		},
+		later: v.later(ss),
 		ask: func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
 			return g.askShort(asking, cl, out, method, params)
 		},

@@ -34,6 +34,7 @@ type view struct {
 	levels    logLevels
 	subs      subscriptions
 	listens   listens
+	linked    linked
 	peers     peers
 	calls     *callLimit
 
