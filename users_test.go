@@ -554,3 +554,34 @@ func TestConnectAll(t *testing.T) {
 		t.Errorf("still logged in: %d %s", page.Status, page.Header.Get("Location"))
 	}
 }
+
+// TestUsersShareWhatKeepsNothing: at a remote without sign-in that keeps no state
+// users have one handshake in common; at one with MCP sessions, and
+// at one that may want a sign-in, each has their own.
+func TestUsersShareWhatKeepsNothing(t *testing.T) {
+	idp := authtest.NewAS(t)
+	stateless, stateful, maybe := authtest.NewRemote(t, authtest.RemoteConfig{Stateless: true}), authtest.NewRemote(t, authtest.RemoteConfig{}), authtest.NewRemote(t, authtest.RemoteConfig{Stateless: true})
+	gw := startServe(t, fmt.Sprintf(`{"mcpServers": {"one": {"url": %q, "auth": {"type": "none"}}, "each": {"url": %q, "auth": {"type": "none"}}, "may": {"url": %q}},
+		"gateway": {"auth": {"issuer": %q, "clientId": "gatehouse"}}}`, stateless.URL, stateful.URL, maybe.URL, idp.Issuer()))
+	const users = 4
+	for i := range users {
+		user := fmt.Sprint("user", i)
+		c := authtest.Connect(t, authtest.ClientConfig{URL: gw.url, Token: idp.JWTFor(user, gw.url, nil), Protocol: authtest.ProtocolModern})
+		for _, remote := range []string{"one", "each", "may"} {
+			if got := authtest.Text(c.Call(remote+"_echo", map[string]any{"text": user})); got != user {
+				t.Errorf("%s at %s got %q", user, remote, got)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		remote *authtest.Remote
+		method string
+		want   int
+	}{
+		{stateless, "server/discover", 1}, {stateless, "initialize", 0}, {stateful, "initialize", users}, {maybe, "server/discover", users},
+	} {
+		if n := tt.remote.Calls(tt.method); n != tt.want {
+			t.Errorf("%d of %s, want %d", n, tt.method, tt.want)
+		}
+	}
+}

@@ -26,8 +26,8 @@ type listen struct {
 	wants   announcement
 	uris    []string
 	changed announcement
-	updated map[string]struct{}
-	news    chan struct{} // holds one: there is something to tell
+	updated map[string]json.RawMessage // the params, by their URIs
+	news    chan struct{}              // holds one: there is something to tell
 }
 
 func (s *listens) add(l *listen) (remove func()) {
@@ -56,18 +56,23 @@ func (s *listens) announce(changed announcement) {
 	}
 }
 
-// update notes that a resource has changed.
-func (s *listens) update(uri string) {
+// update notes what is to be told to those who have subscribed to a resource: it
+// has changed, or a part of it with a URI of its own. Of one the last counts.
+func (s *listens) update(subscribed, uri string, params json.RawMessage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for l := range s.all {
-		if slices.Contains(l.uris, uri) {
-			if l.updated == nil {
-				l.updated = map[string]struct{}{}
-			}
-			l.updated[uri] = struct{}{}
-			l.wakeLocked()
+		if !slices.Contains(l.uris, subscribed) {
+			continue
 		}
+		if _, again := l.updated[uri]; !again && len(l.updated) >= maxSubscriptions {
+			continue // it does not read
+		}
+		if l.updated == nil {
+			l.updated = map[string]json.RawMessage{}
+		}
+		l.updated[uri] = params
+		l.wakeLocked()
 	}
 }
 
@@ -82,11 +87,13 @@ func (l *listen) wakeLocked() {
 }
 
 // take returns what a client is to be told now.
-func (s *listens) take(l *listen) (changed announcement, updated []string) {
+func (s *listens) take(l *listen) (changed announcement, updated []json.RawMessage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	changed, updated = l.changed, slices.Sorted(maps.Keys(l.updated))
-	l.changed, l.updated = announcement{}, nil
+	for _, uri := range slices.Sorted(maps.Keys(l.updated)) {
+		updated = append(updated, l.updated[uri])
+	}
+	changed, l.changed, l.updated = l.changed, announcement{}, nil
 	return changed, updated
 }
 
@@ -102,7 +109,6 @@ type subscribed struct {
 type subscriptionParams struct {
 	Meta          map[string]json.RawMessage `json:"_meta"`
 	Notifications *subscribed                `json:"notifications,omitempty"`
-	URI           string                     `json:"uri,omitempty"`
 }
 
 // listen serves one request with this id until its client ends it, or the view
@@ -150,8 +156,13 @@ func (g *Gateway) listen(ctx context.Context, c caller, id, params json.RawMessa
 		if changed.resources {
 			tell("notifications/resources/list_changed", subscriptionParams{})
 		}
-		for _, uri := range updated {
-			tell("notifications/resources/updated", subscriptionParams{URI: uri})
+		for _, params := range updated {
+			update, err := withMeta(params, mcp.MetaKeySubscriptionID, id)
+			if err != nil {
+				g.log.DebugContext(ctx, "update not delivered", "principal", c.view.principal, "error", err)
+				continue
+			}
+			c.notify("notifications/resources/updated", update)
 		}
 	}
 	return fmt.Appendf(nil, `{"_meta":{%q:%s}}`, mcp.MetaKeySubscriptionID, id), nil

@@ -73,7 +73,7 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 	})
 	s.AddSendingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
 		v.send = next
-		return next
+		return ownUpdates(next)
 	})
 	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
 	return s
@@ -134,6 +134,11 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 					g.clients.add(ss, v)
 				}
 				return result, err
+			case "notifications/progress":
+				if params, err := rawParams(req); err == nil && !isModern(req) {
+					v.session.Progress(req.GetSession(), params)
+				}
+				return next(ctx, method, req)
 			case "subscriptions/listen":
 				id := pipeID(req)
 				if id == nil || !isModern(req) {
@@ -185,9 +190,56 @@ func (g *Gateway) answer(ctx context.Context, c caller, method string, result js
 	return &rawResult{raw: result}, nil
 }
 
-// announceUpdate makes the SDK tell those who have subscribed to a resource.
-func announceUpdate(ctx context.Context, s *mcp.Server, uri string) error {
-	return s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{URI: uri})
+// metaUpdate is where announceUpdate leaves the params for ownUpdates.
+const metaUpdate = "gatehouse/update"
+
+// announceUpdate makes the SDK tell those who have subscribed to a resource. It
+// finds them by the URI that they know; what they get are these params.
+func announceUpdate(ctx context.Context, s *mcp.Server, uri string, params json.RawMessage) error {
+	return s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{Meta: mcp.Meta{metaUpdate: params}, URI: uri})
+}
+
+// ownUpdates sends updates as the remote has them, on the stream that the SDK
+// has found for them.
+func ownUpdates(next mcp.MethodHandler) mcp.MethodHandler {
+	return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+		update, ok := req.GetParams().(*mcp.ResourceUpdatedNotificationParams)
+		ss, isServer := req.GetSession().(*mcp.ServerSession)
+		if !ok || !isServer {
+			return next(ctx, method, req)
+		}
+		params, ok := update.Meta[metaUpdate].(json.RawMessage)
+		if !ok {
+			return next(ctx, method, req)
+		}
+		if stream := update.Meta[mcp.MetaKeySubscriptionID]; stream != nil {
+			var err error
+			if params, err = withMeta(params, mcp.MetaKeySubscriptionID, stream); err != nil {
+				return nil, err
+			}
+		}
+		return next(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+	}
+}
+
+// withMeta returns the params of a message with one more member of their _meta.
+func withMeta(params json.RawMessage, key string, value any) (json.RawMessage, error) {
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %s: %w", key, err)
+	}
+	got, err := rawjson.Get(params, "_meta")
+	if err != nil {
+		return nil, fmt.Errorf("reading params: %w", err)
+	}
+	meta := json.RawMessage(got[0])
+	if meta == nil || meta[0] != '{' {
+		meta = json.RawMessage("{}")
+	}
+	if meta, err = rawjson.Set(meta, key, encoded); err != nil {
+		return nil, fmt.Errorf("adding %s: %w", key, err)
+	}
+	return rawjson.Set(params, "_meta", meta)
 }
 
 // callerOf says who sent a request.

@@ -51,7 +51,7 @@ func (g *Gateway) serveShort(w http.ResponseWriter, r *http.Request, v *view, me
 
 // serveShortLegacy does the same for a session of the legacy era. It also takes
 // what belongs to calls that came this way: the client's answers to what it was
-// asked, and its wish to cancel.
+// asked, its progress with that, and its wish to cancel.
 func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *client, method string) bool {
 	body, ok := r.Body.(*readBody)
 	if !ok {
@@ -67,6 +67,15 @@ func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *c
 	case "notifications/cancelled":
 		g.clients.cancel(cl, body.raw)
 		return false
+	case "notifications/progress":
+		// The answer that it is about may come right behind it, and this short way.
+		message, err := rawjson.Get(body.raw, "params", "id")
+		if err != nil || message[0] == nil || message[1] != nil || !json.Valid(body.raw) {
+			return false
+		}
+		cl.view.session.Progress(cl.session, message[0])
+		w.WriteHeader(http.StatusAccepted)
+		return true
 	case "tools/call":
 	default:
 		return false

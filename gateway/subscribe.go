@@ -2,9 +2,13 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"gatehouse/session/rawjson"
 )
 
 // This file is who wants to know when a resource changes. A remote is asked
@@ -150,12 +154,37 @@ func (g *Gateway) endSubscriptions(ctx context.Context, c caller, ended ...*subs
 	}
 }
 
-// resourceUpdated tells those who have subscribed.
-func (v *view) resourceUpdated(remote, original string) {
+// resourceUpdated tells those who have subscribed to a resource that it, or a
+// part of it, has been updated.
+func (v *view) resourceUpdated(remote, original string, params json.RawMessage) {
 	for _, uri := range v.subs.has(remote, original) {
-		v.listens.update(uri)
-		if err := announceUpdate(context.Background(), v.server, uri); err != nil {
+		told, update, err := asSubscribed(params, remote, uri != original)
+		if err == nil {
+			v.listens.update(uri, told, update)
+			err = announceUpdate(context.Background(), v.server, uri, update)
+		}
+		if err != nil {
 			v.g.log.Debug("update not delivered", "remote", remote, "principal", v.principal, "error", err)
 		}
 	}
+}
+
+// asSubscribed returns the params of an update, and the URI in them: a qualified
+// one for those who have subscribed to such.
+func asSubscribed(params json.RawMessage, remote string, qualified bool) (uri string, update json.RawMessage, err error) {
+	got, err := rawjson.Get(params, "uri")
+	if err != nil {
+		return "", nil, fmt.Errorf("reading an update: %w", err)
+	}
+	uri, _ = rawjson.String(got[0])
+	if !qualified {
+		return uri, params, nil
+	}
+	uri = qualify(remote, uri)
+	encoded, err := json.Marshal(uri)
+	if err != nil {
+		return "", nil, fmt.Errorf("encoding a URI: %w", err)
+	}
+	update, err = rawjson.Set(params, "uri", encoded)
+	return uri, update, err
 }

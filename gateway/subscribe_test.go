@@ -158,6 +158,22 @@ func TestSubscriptions(t *testing.T) {
 	if got := until(t, twos, "notifications/resources/updated"); !strings.Contains(got, `"uri":"a:2"`) {
 		t.Errorf("got %s", got)
 	}
+	// A part of it is told as what it is, with what the remote adds.
+	const part = `"more":1.0,"_meta":{"x":1`
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:2/sub",` + part + `}}`
+	if got := until(t, twos, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:2/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	if got := until(t, ones, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"gatehouse:first/a:2/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1/sub",` + part + `}}`
+	if got := until(t, ones, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:1/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	if got := until(t, threes, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:1/sub",`+part+`,"io.modelcontextprotocol/subscriptionId":`) {
+		t.Errorf("got %s", got)
+	}
 	// The first of two who leave costs the other nothing.
 	if got := one.call("resources/unsubscribe", `"uri":"a:1"`); got != "{}" {
 		t.Error(got)

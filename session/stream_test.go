@@ -87,6 +87,49 @@ func TestStreamTellsOfChanges(t *testing.T) {
 	}
 }
 
+// TestStreamTellsLater: what a remote that logs says after all calls goes to the
+// one client of its principal, whatever that declares; of several, to none.
+func TestStreamTellsLater(t *testing.T) {
+	for declared, want := range map[string]string{
+		"": "", "{}": "notifications/message", `{"roots":{}}`: "notifications/message",
+	} {
+		f, say, _, opened := streaming(t)
+		f.declaring(`{"tools":{},"logging":{}}`)
+		answered := make(chan struct{})
+		f.handle("", func(w http.ResponseWriter, _ *http.Request, _ received) {
+			w.WriteHeader(http.StatusAccepted)
+			close(answered)
+		})
+		p, _ := newPool(t, newRemoteFor(t, "notes", f.URL))
+		var capabilities json.RawMessage
+		if declared != "" {
+			capabilities = json.RawMessage(declared)
+		}
+		s, err := p.OpenFor(auth.Local, capabilities)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled(t, s)
+		<-opened
+		heard := make(chan string, 10)
+		from := &Caller{Client: "one", Capabilities: capabilities, Later: func(method string, _ json.RawMessage) { heard <- method }}
+		if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+			t.Fatal(err)
+		}
+		say <- `"method":"notifications/message","params":{"level":"error","data":1}`
+		say <- `"id":"p","method":"ping"`
+		<-answered
+		got := ""
+		select {
+		case got = <-heard:
+		default:
+		}
+		if got != want {
+			t.Errorf("%q: heard %q, want %q", declared, got, want)
+		}
+	}
+}
+
 // TestStreamIsOptional: a remote that has none, or declares nothing to say, is
 // asked once or not at all.
 func TestStreamIsOptional(t *testing.T) {
@@ -96,6 +139,7 @@ func TestStreamIsOptional(t *testing.T) {
 	}{
 		{`{"tools":{}}`, 405, 0},
 		{`{"tools":{"listChanged":false},"resources":{"subscribe":0},"prompts":{}}`, 405, 0},
+		{`{"tools":{},"logging":{}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 404, 1},
 		{`{"tools":{"listChanged":true}}`, 202, 1},
@@ -263,7 +307,7 @@ func TestRest(t *testing.T) {
 	s.Wake()
 	<-opened
 	updates := make(chan string, 1)
-	s.OnUpdated(func(_, uri string) { updates <- uri })
+	s.OnUpdated(func(_, uri string, _ json.RawMessage) { updates <- uri })
 	say <- `"method":"notifications/resources/updated","params":{"uri":"a:b"}`
 	if got := <-updates; got != "a:b" {
 		t.Errorf("updated: %s", got)
@@ -364,7 +408,7 @@ func TestUpdates(t *testing.T) {
 	settled(t, s)
 	<-opened
 	updates := make(chan string, 10)
-	s.OnUpdated(func(remote, uri string) { updates <- remote + " " + uri })
+	s.OnUpdated(func(remote, uri string, _ json.RawMessage) { updates <- remote + " " + uri })
 	update := func(uri string) {
 		say <- `"method":"notifications/resources/updated","params":{"uri":"` + uri + `"}`
 	}
@@ -403,6 +447,33 @@ func TestUpdates(t *testing.T) {
 	update("a:2")
 	if got := <-updates; got != "notes a:2" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestUpdatesOfParts: an update of a part of a resource is told to those who
+// subscribed to the whole, with the part's own URI and all that the remote says.
+func TestUpdatesOfParts(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	updates := make(chan string, 10)
+	s.OnUpdated(func(_, subscribed string, params json.RawMessage) { updates <- subscribed + " " + string(params) })
+	for _, uri := range []string{"a:1", "file:///dir/"} {
+		if err := s.Subscribe(t.Context(), "notes", uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update := func(params string) { say <- `"method":"notifications/resources/updated","params":` + params }
+	for _, none := range []string{"a:10", "a:", "file:///dir2/x", "file:///"} {
+		update(`{"uri":"` + none + `"}`)
+	}
+	for part, whole := range map[string]string{"a:1/sub": "a:1", "file:///dir/x/y": "file:///dir/", "file:///dir/": "file:///dir/"} {
+		params := `{"_meta":{"x":1},"uri":"` + part + `","more":1.0}`
+		update(params)
+		if got, want := <-updates, whole+" "+params; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 
