@@ -139,6 +139,15 @@ func TestCallbackAttacks(t *testing.T) {
 	}
 
 	s := steal(t, w, link)
+	// A megabyte of state is more than is read of any request: no page sees it.
+	resp, err := http.Get(s.with(t, "state", strings.Repeat("x", 1<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a megabyte of state: %s", resp.Status)
+	}
 	s.browser.Do(http.MethodHead, s.callback, nil)
 	s.browser.Do(http.MethodPost, s.callback, nil)
 	if page := s.browser.Open(s.callback); page.Status != http.StatusOK || !strings.Contains(page.Body, "You are signed in") {

@@ -104,6 +104,59 @@ func TestAuditAndMetrics(t *testing.T) {
 	}
 }
 
+// TestRefusalsAreWrittenDown: what is refused at the door is in the audit log as
+// well, with the address that it came from.
+func TestRefusalsAreWrittenDown(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "audit.log")
+	w := newWorld(t, fmt.Sprintf(`{"audit": {"file": %q}, "limits": {"callbackPerMinute": 1, "callsPerSecond": 1}}`, file))
+	base := strings.TrimSuffix(w.gw.url, "/mcp")
+	do := func(want int, method, url, host, body string, header http.Header) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header, req.Host = header, host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s %s: %s", method, url, resp.Status)
+		}
+	}
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes_echo","arguments":{},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`
+	modern := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"},
+		"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"tools/call"}, "Mcp-Name": {"notes_echo"}}
+	do(http.StatusForbidden, http.MethodGet, base+"/", "evil.example", "", http.Header{})
+	do(http.StatusForbidden, http.MethodPost, w.gw.url, "", call, http.Header{"Origin": {"https://evil.example"}})
+	do(http.StatusForbidden, http.MethodPost, base+"/signout", "", "", http.Header{"Sec-Fetch-Site": {"cross-site"}})
+	do(http.StatusBadRequest, http.MethodGet, base+"/oauth/callback/notes?state=x", "", "", http.Header{})
+	do(http.StatusTooManyRequests, http.MethodGet, base+"/oauth/callback/notes?state=x", "", "", http.Header{})
+	do(http.StatusOK, http.MethodPost, w.gw.url, "", call, modern)
+	do(http.StatusTooManyRequests, http.MethodPost, w.gw.url, "", call, modern)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
+		var r struct{ Msg, Why, From string }
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Fatalf("%v in %s", err, lines.Text())
+		}
+		if r.Msg == "refused" {
+			got = append(got, r.Why+" "+r.From)
+		}
+	}
+	want := []string{"host 127.0.0.1", "origin 127.0.0.1", "foreign_page 127.0.0.1", "callbackPerMinute 127.0.0.1", "callsPerSecond 127.0.0.1"}
+	if !slices.Equal(got, want) {
+		t.Errorf("audit log:\n%q\nwant\n%q", got, want)
+	}
+}
+
 func scrape(t *testing.T, url string) string {
 	t.Helper()
 	resp, err := http.Get(url)

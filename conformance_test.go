@@ -55,6 +55,64 @@ func conformanceRouter() {
 	os.Exit(1)
 }
 
+// conformanceScore is `conformance-score LEG RESULTS WANT SCENARIO…`: how many
+// scenarios of a leg, server or client, have passed in the results of a run.
+// There must be WANT, and all must have. A tick of the suite can be one for
+// nothing seen: here a scenario passes if it saw something that it wanted, and
+// nothing that it did not.
+func conformanceScore() {
+	leg, results, want, scenarios := os.Args[1], os.Args[2], os.Args[3], os.Args[4:]
+	var failed []string
+	seen := 0
+	for _, scenario := range scenarios {
+		checks, err := scoreScenario(leg, results, scenario)
+		if err != nil {
+			failed = append(failed, fmt.Sprintf("  %s: %v", scenario, err))
+		}
+		seen += checks
+	}
+	fmt.Printf("%s: %d of %s scenarios, %d checks\n", filepath.Base(results), len(scenarios)-len(failed), want, seen)
+	if len(failed) > 0 || fmt.Sprint(len(scenarios)) != want {
+		fmt.Println(strings.Join(failed, "\n"))
+		os.Exit(1)
+	}
+}
+
+// scoreScenario counts what a scenario saw of what it wanted.
+func scoreScenario(leg, results, scenario string) (successes int, err error) {
+	folder := scenario // and the time behind it
+	if leg == "server" {
+		folder = "server-" + scenario
+	}
+	found, err := filepath.Glob(filepath.Join(results, folder+"-2*", "checks.json"))
+	if err != nil {
+		return 0, err
+	}
+	if len(found) != 1 {
+		return 0, fmt.Errorf("it has %d results", len(found))
+	}
+	data, err := os.ReadFile(found[0])
+	if err != nil {
+		return 0, err
+	}
+	var checks []struct{ ID, Status, ErrorMessage string }
+	if err := json.Unmarshal(data, &checks); err != nil {
+		return 0, fmt.Errorf("reading %s: %w", found[0], err)
+	}
+	for _, c := range checks {
+		switch {
+		case c.Status == "SUCCESS":
+			successes++
+		case c.Status == "FAILURE", c.Status == "WARNING" && leg == "client":
+			return 0, fmt.Errorf("%s: %s", c.ID, c.ErrorMessage)
+		}
+	}
+	if successes == 0 {
+		return 0, errors.New("it saw nothing of what it wanted")
+	}
+	return successes, nil
+}
+
 func drive(ctx context.Context, server string) error {
 	gateway, stop, err := driveGateway(ctx, server)
 	if err != nil {

@@ -4,10 +4,11 @@
 // nothing else reads flags or the environment. A call then goes one way
 // through the rooms, and its answer comes back:
 //
-//	main → gateway → session → auth → exchange (later)
+//	main → gateway → session → auth → exchange
 //
 // gateway is what clients and browsers see, session holds the connections to
-// the remotes, auth knows who may use which token. Each package's doc is the
+// the remotes, auth knows who may use which token, exchange gets tokens for
+// other tokens. Each package's doc is the
 // next stop of the tour.
 package main
 

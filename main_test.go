@@ -23,7 +23,8 @@ import (
 // The tests run the real binary: testscript puts this test binary on the PATH
 // under the name gatehouse.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"gatehouse": main, "conformance-driver": conformanceDriver, "conformance-router": conformanceRouter, "load-server": loadServer, "tool-program": toolProgram})
+	testscript.Main(m, map[string]func(){"gatehouse": main, "conformance-driver": conformanceDriver, "conformance-router": conformanceRouter, "conformance-score": conformanceScore,
+		"load-server": loadServer, "tool-program": toolProgram})
 }
 
 // TestScripts runs the command line, testdata/*.txtar.

@@ -66,9 +66,26 @@ func clientIdentity(t *testing.T, dir string, serial int64) {
 // no token over anything less.
 func TestMutualTLS(t *testing.T) {
 	t.Parallel()
+	t.Run("the gateway's own credentials", func(t *testing.T) {
+		t.Parallel()
+		testMutualTLS(t, `"type": "clientCredentials"`)
+	})
+	// Its tokens are opaque, so it takes the metadata, behind the same door, to know
+	// whose they are.
+	t.Run("an exchange", func(t *testing.T) {
+		t.Parallel()
+		testMutualTLS(t, `"type": "exchange", "audience": "notes"`)
+	})
+}
+
+func testMutualTLS(t *testing.T, auth string) {
+	t.Helper()
 	as := authtest.NewAS(t)
 	as.AddClient(authtest.OAuthClient{ID: "machine", Secret: "canary-cs-m", Method: "client_secret_basic"})
 	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: as})
+	if strings.Contains(auth, "audience") {
+		remote.Set(func(k *authtest.RemoteKnobs) { k.Audience = "notes" })
+	}
 
 	var mu sync.Mutex
 	accepted := int64(1)
@@ -96,9 +113,17 @@ func TestMutualTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	clientIdentity(t, dir, 1)
+	as.Set(func(k *authtest.ASKnobs) {
+		k.Document = map[string]any{"issuer": door.URL, "token_endpoint": door.URL + "/token"}
+	})
+	identity := filepath.Join(dir, "id_token")
+	if err := os.WriteFile(identity, []byte(as.IDTokenFor("job-1", "machine")), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	config := func(certificate string) string {
-		return fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q, "auth": {"type": "clientCredentials", "clientId": "machine", "clientSecret": "canary-cs-m",
-			"tokenEndpoint": %q, "tls": {"ca": %q %s}}}}}`, remote.URL, door.URL+"/token", ca, certificate)
+		return fmt.Sprintf(`{"mcpServers": {"notes": {"url": %q, "auth": {%s, "clientId": "machine", "clientSecret": "canary-cs-m",
+			"tokenEndpoint": %q, "tls": {"ca": %q %s}}}}, "gateway": {"auth": {"issuer": "https://idp.example.com", "idTokenFile": %q}}}`,
+			remote.URL, auth, door.URL+"/token", ca, certificate, identity)
 	}
 	files := fmt.Sprintf(`, "cert": %q, "key": %q`, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 

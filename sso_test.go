@@ -3,10 +3,13 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -63,10 +66,11 @@ const loginSecret = `"clientSecret": "canary-cs-gateway-1"`
 func TestSingleSignOn(t *testing.T) {
 	t.Parallel()
 	o := newOffice(t, loginSecret)
-	as := func(user string) *authtest.Client {
-		return authtest.Connect(t, authtest.ClientConfig{URL: o.gw.url, Token: o.idp.JWTFor(user, o.gw.url, nil)})
+	as := func(user string) (*authtest.Client, string) {
+		bearer := o.idp.JWTFor(user, o.gw.url, nil)
+		return authtest.Connect(t, authtest.ClientConfig{URL: o.gw.url, Token: bearer}), bearer
 	}
-	client := as("alice")
+	client, bearer := as("alice")
 	url := link(t, client.Call("files_echo", nil), "files")
 	if again := link(t, client.Call("crm_echo", nil), "crm"); again != url {
 		t.Errorf("two links for one login: %s and %s", url, again)
@@ -74,7 +78,8 @@ func TestSingleSignOn(t *testing.T) {
 	if s := status(t, client); s["wiki"].Status != "auth_required" || s["wiki"].AuthURL != url {
 		t.Errorf("status before: %+v", s["wiki"])
 	}
-	if page := signIn(t, url); !strings.Contains(page.Body, "files is connected") || !strings.Contains(page.Body, "crm is connected") {
+	browser := authtest.NewBrowser(t)
+	if page := browser.Open(url); !strings.Contains(page.Body, "files is connected") || !strings.Contains(page.Body, "crm is connected") {
 		t.Errorf("the page after the login says\n%s", page.Body)
 	}
 	for _, name := range []string{"files", "wiki", "crm"} {
@@ -84,10 +89,17 @@ func TestSingleSignOn(t *testing.T) {
 		}
 	}
 	// The client's own token is worth nothing anywhere else.
-	for _, r := range o.idp.Requests(authtest.EndpointToken) {
-		if subject := r.Form.Get("subject_token"); subject != "" && !strings.Contains(subject, ".") {
-			t.Error("something else than the login was exchanged")
+	exchanged := 0
+	for _, r := range slices.Concat(o.idp.Requests(""), o.crmAS.Requests(""), o.files.Requests(""), o.wiki.Requests(""), o.crm.Requests("")) {
+		if strings.Contains(fmt.Sprint(r.Form, r.Query, r.Header)+string(r.Body), bearer) {
+			t.Errorf("the client's token was sent to %s", r.Path)
 		}
+		if r.Form.Has("subject_token") {
+			exchanged++
+		}
+	}
+	if exchanged != 2 {
+		t.Errorf("%d exchanges of the login", exchanged)
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize) + o.crmAS.Count(authtest.EndpointAuthorize); n != 1 {
 		t.Errorf("%d sign-ins", n)
@@ -114,8 +126,37 @@ func TestSingleSignOn(t *testing.T) {
 	o.crmAS.ExpireAll()
 	echo(t, client, "crm_echo", "again")
 
+	// What fails is told, in the status and on the page, and forgotten when it works.
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Token = authtest.OnGrant("urn:ietf:params:oauth:grant-type:token-exchange",
+			authtest.Answer(http.StatusBadRequest, "application/json", `{"error":"invalid_target"}`))
+	})
+	client.Call("gateway_logout", map[string]any{"remote": "files"})
+	if result := client.Call("files_echo", map[string]any{"text": "x"}); !result.IsError || !strings.Contains(authtest.Text(result), "invalid_target") {
+		t.Errorf("an exchange that is refused: %s", authtest.Text(result))
+	}
+	if s := status(t, client)["files"]; !strings.Contains(s.LastError, "invalid_target") || s.SignInBy != by["files"] {
+		t.Errorf("status: %+v", s)
+	}
+	page := browser.Open(strings.TrimSuffix(o.gw.url, "/mcp") + "/")
+	for _, want := range []string{"Signed in by", by["files"], by["wiki"], by["crm"], "invalid_target"} {
+		if !strings.Contains(page.Body, want) {
+			t.Errorf("the page lacks %q:\n%s", want, page.Body)
+		}
+	}
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = nil })
+	// It is asked again after a second.
+	for deadline := time.Now().Add(10 * time.Second); client.Call("files_echo", map[string]any{"text": "x"}).IsError; {
+		if time.Now().After(deadline) {
+			t.Fatal("the exchange works again, and the remote does not")
+		}
+	}
+	if s := status(t, client)["files"]; s.LastError != "" {
+		t.Errorf("status: %+v", s)
+	}
+
 	// Another user has nothing of the first.
-	other := as("bob")
+	other, _ := as("bob")
 	if again := link(t, other.Call("files_echo", nil), "files"); again == url {
 		t.Error("one link for two users")
 	}

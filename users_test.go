@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/url"
@@ -240,6 +241,34 @@ func TestUsersAttacked(t *testing.T) {
 	}
 }
 
+// TestWhereTheBrowserGoes: where an authorization server has its page on another
+// host than its name says, the person sees that before Continue.
+func TestWhereTheBrowserGoes(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	b := tm.browser("alice")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	if page := b.Open(link(t, alice.Call("notes_echo", nil), "notes")); page.Status != http.StatusOK || strings.Contains(page.Body, "Its page is at") {
+		t.Errorf("on the issuer's host: %d\n%s", page.Status, page.Body)
+	}
+	tm = newTeam(t, "")
+	issuer, err := url.Parse(tm.as.Issuer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := "localhost:" + issuer.Port()
+	tm.as.Set(func(k *authtest.ASKnobs) {
+		k.Metadata = authtest.EditJSON(func(doc map[string]any) { doc["authorization_endpoint"] = "http://" + elsewhere + "/authorize" })
+	})
+	b, alice = tm.browser("alice"), tm.client("alice", authtest.ProtocolLegacy)
+	page := b.Open(link(t, alice.Call("notes_echo", nil), "notes"))
+	for _, want := range []string{tm.as.Issuer(), "Its page is at", elsewhere} {
+		if page.Status != http.StatusOK || !strings.Contains(page.Body, want) {
+			t.Errorf("the page lacks %q: %d\n%s", want, page.Status, page.Body)
+		}
+	}
+}
+
 // TestFinishedByAnother: what Alice has begun in her browser is of no use in
 // Bob's, nor in hers once somebody else is logged in there.
 func TestFinishedByAnother(t *testing.T) {
@@ -278,6 +307,80 @@ func proof(t *testing.T, body string) string {
 		t.Fatalf("no proof in the page:\n%s", body)
 	}
 	return value
+}
+
+// TestStrangerAtTheLink: that somebody else has opened her link Alice is told once
+// more if she has signed in before her next result: by the gateway's own tools, on
+// her page, and when she is asked to sign in elsewhere; what remotes answer stays
+// as it is.
+func TestStrangerAtTheLink(t *testing.T) {
+	t.Parallel()
+	const told = "logged in with another account"
+	for next, tells := range map[string]struct {
+		call func(alice *authtest.Client) string
+		now  bool
+	}{
+		"a remote's": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("notes_echo", map[string]any{"text": "x"}))
+		}, false},
+		"elsewhere": {func(alice *authtest.Client) string { return authtest.Text(alice.Call("files_echo", nil)) }, true},
+		"gateway_find": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("gateway_find_tools", map[string]any{"query": "echo"}))
+		}, true},
+		"gateway_login": {func(alice *authtest.Client) string {
+			return authtest.Text(alice.Call("gateway_login", map[string]any{"remote": "files"}))
+		}, true},
+		"gateway_status": {func(alice *authtest.Client) string { return authtest.Text(alice.Call("gateway_status", nil)) }, true},
+	} {
+		t.Run(next, func(t *testing.T) {
+			t.Parallel()
+			tm := newTeam(t, "")
+			alice := tm.client("alice", authtest.ProtocolLegacy)
+			hers := link(t, alice.Call("notes_echo", nil), "notes")
+			tm.browser("bob").Open(hers)
+			b := tm.browser("alice")
+			b.Submit(b.Open(hers), "Continue")
+			if said := tells.call(alice); strings.Contains(said, told) != tells.now {
+				t.Errorf("told %v, want %v: %s", !tells.now, tells.now, said)
+			}
+			if said := authtest.Text(alice.Call("gateway_find_tools", map[string]any{"query": "echo"})); strings.Contains(said, told) == tells.now {
+				t.Errorf("told for the second time %v: %s", tells.now, said)
+			}
+			if said := authtest.Text(alice.Call("gateway_status", nil)); !strings.Contains(said, told) {
+				t.Errorf("the status says nothing: %s", said)
+			}
+			if page := b.Open(tm.base() + "/"); !strings.Contains(page.Body, "opened by another account") {
+				t.Errorf("her page says nothing: %s", page.Body)
+			}
+		})
+	}
+}
+
+// TestLoginEndsMeanwhile: whose login ends while they are at the provider is asked
+// to log in again, with the same link, and is no stranger to it.
+func TestLoginEndsMeanwhile(t *testing.T) {
+	t.Parallel()
+	tm := newTeam(t, "")
+	alice := tm.client("alice", authtest.ProtocolLegacy)
+	hers := link(t, alice.Call("notes_echo", nil), "notes")
+	b := tm.browser("alice")
+	page := b.Do(http.MethodPost, hers, url.Values{"token": {proof(t, b.Open(hers).Body)}})
+	back := b.OpenUntil(page.Header.Get("Location"), tm.base()).Next
+	b.Submit(b.Open(tm.base()+"/"), "Log out")
+	page = b.Open(back)
+	again := regexp.MustCompile(`href="(/login\?to=[^"]+)"`).FindStringSubmatch(page.Body)
+	if page.Status != http.StatusForbidden || !strings.Contains(page.Body, "You are not logged in") || again == nil {
+		t.Fatalf("the callback of nobody: %d\n%s", page.Status, page.Body)
+	}
+	if n := tm.as.Count(authtest.EndpointToken); n != 0 {
+		t.Errorf("%d token requests", n)
+	}
+	if result := alice.Call("notes_echo", nil); link(t, result, "notes") != hers || strings.Contains(authtest.Text(result), "another account") {
+		t.Errorf("she is told of a stranger: %s", authtest.Text(result))
+	}
+	if page = b.Submit(b.Open(tm.base()+html.UnescapeString(again[1])), "Continue"); !strings.Contains(page.Body, "notes is connected") {
+		t.Errorf("logged in again: %d %s\n%s", page.Status, page.URL, page.Body)
+	}
 }
 
 // TestBearers: who has no good token gets 401, and where to get one.
@@ -449,5 +552,36 @@ func TestConnectAll(t *testing.T) {
 	}
 	if page := b.Get(tm.base() + "/"); page.Status != http.StatusSeeOther || !strings.HasPrefix(page.Header.Get("Location"), "/login") {
 		t.Errorf("still logged in: %d %s", page.Status, page.Header.Get("Location"))
+	}
+}
+
+// TestUsersShareWhatKeepsNothing: at a remote without sign-in that keeps no state
+// users have one handshake in common; at one with MCP sessions, and
+// at one that may want a sign-in, each has their own.
+func TestUsersShareWhatKeepsNothing(t *testing.T) {
+	idp := authtest.NewAS(t)
+	stateless, stateful, maybe := authtest.NewRemote(t, authtest.RemoteConfig{Stateless: true}), authtest.NewRemote(t, authtest.RemoteConfig{}), authtest.NewRemote(t, authtest.RemoteConfig{Stateless: true})
+	gw := startServe(t, fmt.Sprintf(`{"mcpServers": {"one": {"url": %q, "auth": {"type": "none"}}, "each": {"url": %q, "auth": {"type": "none"}}, "may": {"url": %q}},
+		"gateway": {"auth": {"issuer": %q, "clientId": "gatehouse"}}}`, stateless.URL, stateful.URL, maybe.URL, idp.Issuer()))
+	const users = 4
+	for i := range users {
+		user := fmt.Sprint("user", i)
+		c := authtest.Connect(t, authtest.ClientConfig{URL: gw.url, Token: idp.JWTFor(user, gw.url, nil), Protocol: authtest.ProtocolModern})
+		for _, remote := range []string{"one", "each", "may"} {
+			if got := authtest.Text(c.Call(remote+"_echo", map[string]any{"text": user})); got != user {
+				t.Errorf("%s at %s got %q", user, remote, got)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		remote *authtest.Remote
+		method string
+		want   int
+	}{
+		{stateless, "server/discover", 1}, {stateless, "initialize", 0}, {stateful, "initialize", users}, {maybe, "server/discover", users},
+	} {
+		if n := tt.remote.Calls(tt.method); n != tt.want {
+			t.Errorf("%d of %s, want %d", n, tt.method, tt.want)
+		}
 	}
 }

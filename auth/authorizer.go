@@ -305,6 +305,24 @@ func operationOf(ctx context.Context) string {
 	return hash("operation", name())[:16]
 }
 
+var raisedEnough = fmt.Sprintf(": it asks for permissions that it was not granted, after more were asked for on behalf of this %d times. Its operator may know why", maxRaised)
+
+// raise counts once more that an operation leads to more permissions; ok is false
+// if that has been often enough.
+func raise(times map[string]int, operation string) (next map[string]int, ok bool) {
+	if times[operation] >= maxRaised {
+		return nil, false
+	}
+	next = maps.Clone(times)
+	if next == nil {
+		next = map[string]int{}
+	}
+	if len(next) < maxOperations || next[operation] > 0 {
+		next[operation]++
+	}
+	return next, true
+}
+
 // stepUp answers a 403. RFC 6750 section 3.1: insufficient_scope says that
 // "the request requires higher privileges than provided by the access token".
 func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challenge) error {
@@ -332,17 +350,9 @@ func (a *Authorizer) stepUp(ctx context.Context, resp *http.Response, ch challen
 		// MCP authorization, step-up flow: clients keep retries few and count them
 		// for each resource and operation. So a user who did not grant all that was
 		// asked for may think again, but is not asked in a loop.
-		operation := operationOf(ctx)
-		if g.Raised[operation] >= maxRaised {
-			return &Error{Kind: KindForbidden, Remote: a.key.remote,
-				Say: fmt.Sprintf("%s: it asks for permissions that are not granted, after sign-ins for more were made for this %d times. Its operator may know why", say, maxRaised)}
-		}
-		if len(g.Raised) < maxOperations || g.Raised[operation] > 0 {
-			w.raised = maps.Clone(g.Raised)
-			if w.raised == nil {
-				w.raised = map[string]int{}
-			}
-			w.raised[operation]++
+		var ok bool
+		if w.raised, ok = raise(g.Raised, operationOf(ctx)); !ok {
+			return &Error{Kind: KindForbidden, Remote: a.key.remote, Say: say + raisedEnough}
 		}
 		// MCP authorization, step-up flow: "the union of previously requested
 		// scopes and those from the challenge".

@@ -26,7 +26,7 @@ type Remote struct {
 	Name string // required: the key in mcpServers
 	URL  string // required: the MCP endpoint
 
-	Issuer                  string      // pins the authorization server; empty: pinned at the first sign-in
+	Issuer                  string      // pins the authorization server; empty: what the remote names, pinned at the first use
 	ClientID                string      // of a pre-registered client; empty: registration finds one
 	ClientSecret            secret.Text // of a pre-registered client; empty: it is public
 	TokenEndpointAuthMethod string      // empty: what the authorization server lists
@@ -50,7 +50,8 @@ type Remote struct {
 	RequestedTokenType string        // empty: [exchange.TypeAccessToken]
 	TokenHTTP          *guard.Client // towards the token endpoint; nil: HTTP
 
-	login bool // it is no remote but the login at the gateway
+	login  bool   // it is no remote but the login at the gateway
+	pinned string // the issuer that a discovery may lead to where Issuer is empty; empty: any
 }
 
 // Config is what a [Broker] is built from.
@@ -102,7 +103,7 @@ const (
 	signOutTime = 20 * time.Second
 	settleTime  = 8 * time.Second        // of that, for a refresh that is under way
 	storeTime   = 5 * time.Second        // of the store alone
-	lookTime    = 500 * time.Millisecond // of it, while there is a token to use
+	glanceTime  = 500 * time.Millisecond // of it, while there is a token to use
 )
 
 // Broker gets tokens for principals at remotes and keeps them. Make one with
@@ -145,7 +146,8 @@ type Broker struct {
 	maxHolds int              // beyond which those leave that nobody uses
 	loans    map[key]loan     // by who borrows
 	starts   map[key]*startCall
-	seal     cipher.AEAD // of what browsers carry; nil: not needed yet
+	pins     map[string]string // by remote: the issuers that the gateway's credentials are bound to, as far as known
+	seal     cipher.AEAD       // of what browsers carry; nil: not needed yet
 }
 
 // New checks the config and makes a broker of it.
@@ -231,11 +233,13 @@ func New(c Config) (*Broker, error) {
 			c.Exchanged(t.Remote, string(t.Kind), outcome, issued)
 		}}),
 		gates:    gates,
+		inbound:  inbound{wait: introspectWait, gates: gate.New(c.Now)},
 		holds:    map[key]*hold{},
 		named:    map[string]*hold{},
 		maxHolds: maxHolds,
 		loans:    map[key]loan{},
 		starts:   map[key]*startCall{},
+		pins:     map[string]string{},
 	}
 	if !c.Disabled && c.ClientMetadataURL == "" {
 		b.metadata = b.registrar.document()
@@ -337,7 +341,7 @@ func (b *Broker) Inspect(ctx context.Context, remote string, resp *http.Response
 	if s := b.silent[remote]; s != nil {
 		return s.inspect(ctx, ch, step)
 	}
-	d, err := b.discoverer.discover(ctx, r, ch, step)
+	d, err := b.discover(ctx, r, ch, step)
 	if err != nil {
 		return err
 	}

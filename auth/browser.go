@@ -374,11 +374,11 @@ func (b *Broker) PinnedIssuer(ctx context.Context, remote string) string {
 	if r == nil {
 		return ""
 	}
-	pin, err := b.store.Get(ctx, bucketPins, pinKey(r))
+	issuer, err := b.pinned(ctx, r)
 	if err != nil {
 		return ""
 	}
-	return string(pin.Value)
+	return issuer
 }
 
 // AskedBy notes which program has been told of a sign-in, by the name that it

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"gatehouse/auth/endpoint"
@@ -86,7 +85,7 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	case errors.Is(err, errPrompt):
 		return b.prompt(work, f, Visit{Who: c.Who, Tour: s.Tour})
 	case errors.Is(err, ErrWrongPerson):
-		return finished, b.stranger(work, f, c.Who)
+		return finished, b.turnAway(work, f, c.Who, err)
 	case err != nil:
 		log.WarnContext(ctx, "callback refused", "error", err)
 		return finished, err
@@ -98,6 +97,19 @@ func (b *Broker) Finish(ctx context.Context, c Callback) (*Finished, error) {
 	}
 	log.InfoContext(ctx, "signed in", "issuer", f.Frozen.Issuer)
 	return finished, nil
+}
+
+// Plausible reports whether a callback, of a sign-in or a login, may be the end of
+// what began here in the same browser: it has a state, and a cookie for that. It
+// proves nothing, and reads nothing from the store.
+func (b *Broker) Plausible(c Callback) bool {
+	state, ok := one(c.Query, "state")
+	if !ok || len(state) != stateLength {
+		return false
+	}
+	_, flow := c.Cookie(b.cookieName(state))
+	_, trip := c.Cookie(b.tripCookie(state))
+	return flow || trip
 }
 
 // errPrompt: the authorization server has to show something, and was asked not to.
@@ -140,8 +152,8 @@ func (b *Broker) check(c Callback, id string, s *state, f *flow, log *slog.Logge
 	if !ok || subtle.ConstantTimeCompare([]byte(hash("cookie", cookie)), []byte(s.CookieHash)) != 1 {
 		return "", ErrWrongBrowser
 	}
-	if !b.admits(f, c.Who) {
-		return "", ErrWrongPerson
+	if err := b.admits(f, c.Who); err != nil {
+		return "", err
 	}
 	code, err = answerCode(c.Query, &f.Frozen)
 	if !errors.Is(err, ErrDenied) {
@@ -198,6 +210,14 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 	if f.Frozen.Resource != "" {
 		form.Set("resource", f.Frozen.Resource) // RFC 8707 section 2.2
 	}
+	if bound, err := b.boundTo(ctx, r); err != nil {
+		return err
+	} else if bound != "" && bound != f.Frozen.Issuer {
+		// The link is older than the first sign-in.
+		err := b.endFlows(ctx, f.Principal, f.Remote)
+		return &Error{Kind: KindDiscovery, Remote: f.Remote, Err: err,
+			Say: "this link led to another authorization server than the one where the gateway's client has been used, so the gateway sends nothing there; ask for a new link"}
+	}
 	c := endpoint.Client{ID: f.ClientID, Secret: f.ClientSecret, Method: f.AuthMethod}
 	answer, err := endpoint.Token(ctx, r.HTTP.Fetch(), f.Frozen.TokenEndpoint, c, form)
 	if err != nil {
@@ -251,9 +271,7 @@ func (b *Broker) redeem(ctx context.Context, r *Remote, f *flow, s *state, code 
 	}
 	b.unlend(k)
 	b.clearTrouble(ctx, k)
-	if _, err := b.store.Put(ctx, bucketPins, pinKey(r), []byte(g.Issuer), AnyVersion, time.Time{}); err != nil {
-		b.log.WarnContext(ctx, "pinning the issuer failed", "remote", f.Remote, "error", err)
-	}
+	b.pin(ctx, r, g.Issuer)
 	if err := b.endServed(ctx, f); err != nil {
 		b.log.WarnContext(ctx, "ending the flow's siblings failed; they expire by themselves", "remote", f.Remote, "error", err)
 	}

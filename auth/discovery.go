@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,7 @@ func (d *discoverer) discover(ctx context.Context, r *Remote, ch challenge, step
 	if err != nil || base.Host == "" {
 		return nil, &Error{Kind: KindInternal, Remote: r.Name, Say: "its url in the config is not a URL"}
 	}
-	w := &walk{discoverer: d, r: r, base: base, step: step, browser: r.browser()}
+	w := &walk{discoverer: d, r: r, bound: cmp.Or(r.Issuer, r.pinned), base: base, step: step, browser: r.browser()}
 	found, err := w.run(ctx, ch)
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -101,9 +102,10 @@ func (d *discoverer) discover(ctx context.Context, r *Remote, ch challenge, step
 // walk is one run of a discovery.
 type walk struct {
 	*discoverer
-	r    *Remote
-	base *url.URL // of the remote
-	step func(Step)
+	r     *Remote
+	bound string   // the issuer to be found; empty: any
+	base  *url.URL // of the remote
+	step  func(Step)
 
 	browser bool // a person is to visit the authorization server
 }
@@ -212,7 +214,7 @@ func (w *walk) protectedResource(ctx context.Context, ch challenge) (*resourceDo
 		}
 		where := withoutQuery(p.address)
 		if p.announced {
-			where = shownOrigin(w.r.HTTP, p.address) // the rest of it is foreign
+			where = shownOrigin(w.r.HTTP, p.address, "the URL in its challenge") // the rest of it is foreign
 		}
 		kind := KindDiscovery
 		if err.transient() {
@@ -233,10 +235,11 @@ func (w *walk) protectedResource(ctx context.Context, ch challenge) (*resourceDo
 	return nil, nil
 }
 
-// shownOrigin returns the origin of a foreign URL, as far as it can be shown.
-func shownOrigin(c *guard.Client, address string) string {
+// shownOrigin returns the origin of a foreign URL, otherwise if that cannot be
+// shown.
+func shownOrigin(c *guard.Client, address, otherwise string) string {
 	if checkEndpoint(c, address) != nil {
-		return "the URL in its challenge"
+		return otherwise
 	}
 	return origin(address)
 }
@@ -298,15 +301,14 @@ func canonicalResource(address string) string {
 	return u.String()
 }
 
-// anyServer returns the metadata of the configured issuer if the remote lists
-// it, otherwise of the first listed that has valid metadata.
+// anyServer returns the metadata of the issuer that the remote is bound to if it
+// lists that, otherwise of the first listed that has valid metadata.
 func (w *walk) anyServer(ctx context.Context, listed []string) (*serverMetadata, error) {
-	if pinned := w.r.Issuer; pinned != "" {
-		if len(listed) > 0 && !slices.Contains(listed, pinned) {
-			return nil, w.fail(KindDiscovery, nil,
-				"its document does not list the configured issuer %s: correct the remote's auth.issuer, or ask its operator what has changed", origin(pinned))
+	if w.bound != "" {
+		if len(listed) > 0 && !slices.Contains(listed, w.bound) {
+			return nil, w.strayed(listed[0])
 		}
-		listed = []string{pinned}
+		listed = []string{w.bound}
 	}
 	if len(listed) == 0 {
 		return nil, w.fail(KindDiscovery, nil,
@@ -328,6 +330,20 @@ func (w *walk) anyServer(ctx context.Context, listed []string) (*serverMetadata,
 	return nil, first
 }
 
+// strayed: the remote names another authorization server than the one that it is
+// bound to. That one is not asked for anything.
+func (w *walk) strayed(to string) error {
+	if w.r.Issuer != "" {
+		return w.fail(KindDiscovery, nil,
+			"its document does not list the configured issuer %s: correct the remote's auth.issuer, or ask its operator what has changed", origin(w.bound))
+	}
+	to = shownOrigin(w.r.HTTP, to, "at a URL that the gateway may not reach")
+	w.log.Warn("a remote names another authorization server than before: it gets none of the gateway's credentials",
+		"event", "issuer_changed", "remote", w.r.Name, "was", w.bound, "now", to)
+	return w.fail(KindDiscovery, nil,
+		"its document names another authorization server (%s) than the one where the gateway's client has been used (%s), so the gateway sends nothing there: ask its operator, and if the change is right, set the remote's auth.issuer", to, origin(w.bound))
+}
+
 // errAbsent: the server says of each place that nothing is there.
 var errAbsent = errors.New("no metadata published")
 
@@ -338,8 +354,8 @@ func (w *walk) withoutDocument(ctx context.Context) (*discovered, error) {
 	base := origin(canonicalResource(w.r.URL))
 	var meta *serverMetadata
 	var err error
-	if w.r.Issuer != "" {
-		meta, err = w.server(ctx, w.r.Issuer, true)
+	if w.bound != "" {
+		meta, err = w.server(ctx, w.bound, true)
 	} else {
 		meta, err = w.server(ctx, base, false)
 	}
@@ -347,7 +363,7 @@ func (w *walk) withoutDocument(ctx context.Context) (*discovered, error) {
 	switch {
 	case err == nil:
 		found = meta.discovered()
-	case w.r.Issuer == "" && errors.Is(err, errAbsent) && w.browser:
+	case w.r.Issuer == "" && (w.bound == "" || w.bound == base) && errors.Is(err, errAbsent) && w.browser:
 		found = w.defaultEndpoints(base)
 	default:
 		return nil, err

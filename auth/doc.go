@@ -10,6 +10,8 @@
 //   - challenge.go reads the WWW-Authenticate header, discovery.go follows it
 //     to the RFC 9728 document and to the authorization server's metadata, and
 //     checks both.
+//   - pin.go keeps what must reach one authorization server alone, a client's secret
+//     or an assertion, from those that the remote names later.
 //   - registration.go finds a client id there: from the config, by the
 //     gateway's Client ID Metadata Document, or by dynamic registration.
 //   - flow.go freezes all of that in a flow, together with whom it is for. The

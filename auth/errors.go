@@ -57,6 +57,9 @@ type RequiredError struct {
 	Issuer  string // who will ask for the sign-in
 
 	Stranger bool // somebody else has opened the link, in vain
+	// Strangers are remotes of which the same is true of an earlier link, or of
+	// another's; set by who knows that it has not been said (see [Broker.UntoldStrangers]).
+	Strangers []string
 
 	flow string
 }

@@ -32,3 +32,6 @@ func GrantKey(p Principal, remote string) string { return key{p, remote}.store()
 
 // BucketGrants is the bucket of grants.
 const BucketGrants = bucketGrants
+
+// AskWithin bounds how long it takes until the provider is asked about a token.
+func (b *Broker) AskWithin(d time.Duration) { b.inbound.wait = d }

@@ -84,6 +84,7 @@ type FlowInfo struct {
 	Principal Principal
 	Remote    string
 	Issuer    string
+	SignInAt  string // the host, with its port, that a browser is sent to
 	Scopes    []string
 	Client    string    // the program that asked, as it calls itself: anybody's text, printable
 	Asked     time.Time // when it did
@@ -102,17 +103,28 @@ type Visit struct {
 	Tour bool
 }
 
-// admits reports whether a visit may go on with a flow.
+// admits says whether a visit may go on with a flow: nil, [ErrNotLoggedIn] or
+// [ErrWrongPerson].
 //
 // MCP elicitation, phishing: "the server MUST ensure that the user who started
 // the elicitation request is the same user who completes the authorization flow".
 // Where nobody logs in, the cookie alone says so (see the gateway's connect page).
-func (b *Broker) admits(f *flow, who Principal) bool {
-	return b.audience == "" || who == f.Principal
+func (b *Broker) admits(f *flow, who Principal) error {
+	switch {
+	case b.audience == "" || who == f.Principal:
+		return nil
+	case who == Principal{}:
+		return ErrNotLoggedIn // it may be the flow's own
+	}
+	return ErrWrongPerson
 }
 
-// stranger notes that somebody else came to a flow.
-func (b *Broker) stranger(ctx context.Context, f *flow, who Principal) error {
+// turnAway notes that somebody else came to a flow, if that is why it was not
+// admitted, and returns why.
+func (b *Broker) turnAway(ctx context.Context, f *flow, who Principal, why error) error {
+	if !errors.Is(why, ErrWrongPerson) {
+		return why
+	}
 	b.log.WarnContext(ctx, "a sign-in link was opened by another account", "remote", f.Remote, "principal", f.Principal, "by", who, "flow", f.shortHash())
 	now := b.now()
 	if _, err := b.updateFlow(ctx, f.ID, func(f *flow) error {
@@ -121,7 +133,13 @@ func (b *Broker) stranger(ctx context.Context, f *flow, who Principal) error {
 	}); err != nil && !errors.Is(err, ErrFlowUnknown) {
 		b.log.WarnContext(ctx, "noting that failed", "error", err)
 	}
-	return ErrWrongPerson
+	if err := b.updateStrangers(ctx, f.Principal, func(known strangers) bool {
+		known[f.Remote] = stranger{At: now}
+		return true
+	}); err != nil {
+		b.log.WarnContext(ctx, "remembering that failed", "error", err)
+	}
+	return why
 }
 
 // Start is what sends a browser to the authorization server.
@@ -210,7 +228,7 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 	if f, err := b.reuse(ctx, k, w); f != nil || err != nil {
 		return f, err
 	}
-	d, err := b.discoverer.discover(ctx, r, w.challenge, nil)
+	d, err := b.discover(ctx, r, w.challenge, nil)
 	if err != nil {
 		return nil, asError(k.remote, err)
 	}
@@ -255,8 +273,8 @@ func (b *Broker) start(ctx context.Context, k key, r *Remote, w wish) (*flow, er
 // checkIssuer makes a change of a remote's authorization server an event: it is
 // logged, and what was granted by the old one is not used any more.
 func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer string) error {
-	pin, err := b.store.Get(ctx, bucketPins, pinKey(r))
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	was, err := b.pinned(ctx, r)
+	if err != nil {
 		return internalError(k.remote, fmt.Errorf("reading the pinned issuer: %w", err))
 	}
 	h, err := b.held(ctx, k, r)
@@ -267,7 +285,6 @@ func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer strin
 	if h != nil {
 		g = h.snapshot()
 	}
-	was := string(pin.Value)
 	if g != nil {
 		was = g.Issuer
 	}
@@ -284,8 +301,6 @@ func (b *Broker) checkIssuer(ctx context.Context, k key, r *Remote, issuer strin
 	}
 	return nil
 }
-
-func pinKey(r *Remote) string { return hash("pin", r.Name, r.URL) }
 
 // clientFor finds the client of a new flow. A dynamic one that the
 // authorization server has disowned at a refresh is replaced here, once; the
@@ -358,8 +373,8 @@ func (b *Broker) Begin(ctx context.Context, flowID string, v Visit) (*Start, err
 	if r := b.remotes[f.Remote]; r == nil || !f.fits(r) || !f.live(now) {
 		return nil, ErrFlowUnknown
 	}
-	if !b.admits(f, v.Who) {
-		return nil, b.stranger(ctx, f, v.Who)
+	if err := b.admits(f, v.Who); err != nil {
+		return nil, b.turnAway(ctx, f, v.Who, err)
 	}
 	id, cookie := randomText(), randomText()
 	silently := b.unprompted(ctx, f)
@@ -440,12 +455,20 @@ func (b *Broker) Flow(ctx context.Context, flowID string, v Visit) (*FlowInfo, e
 	if !b.now().Before(f.Expires) {
 		return nil, ErrFlowUnknown
 	}
-	info := &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, Scopes: f.Scopes,
+	info := &FlowInfo{Principal: f.Principal, Remote: f.Remote, Issuer: f.Frozen.Issuer, SignInAt: hostOf(f.Frozen.AuthorizationEndpoint), Scopes: f.Scopes,
 		Client: f.Client, Asked: f.Asked, Stranger: f.Stranger, Expires: f.Expires, Ended: f.Ended, Outcome: f.Outcome}
-	if !b.admits(f, v.Who) {
-		return info, b.stranger(ctx, f, v.Who)
+	if err := b.admits(f, v.Who); err != nil {
+		return info, b.turnAway(ctx, f, v.Who, err)
 	}
 	return info, nil
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "" // discovery refuses such
+	}
+	return u.Host
 }
 
 // SkipLogin ends the flow of [LoginRemote] that is open for a principal: its

@@ -294,7 +294,7 @@ func (b *Broker) current(ctx context.Context, h *hold, age time.Duration) *hold 
 	unsaved := h.unsaved
 	limit := storeTime
 	if age > 0 && h.grant.valid(b.now()) {
-		limit = lookTime
+		limit = glanceTime
 	}
 	h.mu.Unlock()
 	if fresh {
@@ -455,6 +455,9 @@ func (b *Broker) endGrant(ctx context.Context, h *hold, bad *grant) error {
 	if !g.sameTokens(bad) {
 		return ErrConflict
 	}
+	if h.remote.login {
+		b.clearTokens(ctx, h.key.principal, "") // whose they are the grant will not say any more
+	}
 	return b.writeGrant(ctx, h.key, h.remote, g.ended(), version)
 }
 
@@ -520,6 +523,9 @@ func (b *Broker) SignOut(ctx context.Context, p Principal, remote string) (revok
 	}
 	if r.login {
 		b.clearTokens(work, p, "")
+		for _, s := range b.silent {
+			s.forget(p)
+		}
 	}
 	// A grant that others of the group use ends for all of them.
 	if from, _ := b.sharing(key{p, remote}); from != remote {

@@ -689,6 +689,60 @@ func TestIssuerChanges(t *testing.T) {
 	}
 }
 
+// A client that was registered by hand has a secret of one authorization server:
+// another one does not get to see it, nor does an older link lead it there.
+func TestIssuerChangesUnderASecret(t *testing.T) {
+	w := newWorld(t, 1, func(c *auth.Config) { secretClient(&c.Remotes[0]) })
+	next := newProvider(t)
+	w.p.serve("/.well-known/oauth-protected-resource/moved", map[string]any{
+		"resource": w.p.url("/mcp/r0"), "authorization_servers": []string{next.issuer()},
+	})
+	moved := func(p auth.Principal) error {
+		return w.Authorizer(p, "r0").Challenge(t.Context(), w.answer("r0", "", http.StatusUnauthorized,
+			fmt.Sprintf("Bearer resource_metadata=%q", w.p.url("/.well-known/oauth-protected-resource/moved"))))
+	}
+	finish := func(v *visit) error {
+		c := v.callback()
+		c.Remote, c.Path = "", "/oauth/callback"
+		_, err := w.Finish(t.Context(), c)
+		return err
+	}
+	w.p.set(func() {
+		w.p.token = grab(http.StatusOK, "application/json", `{"access_token":"a","token_type":"Bearer"}`)
+	})
+	refused := func(err error) {
+		t.Helper()
+		if e, ok := errors.AsType[*auth.Error](err); !ok || e.Kind != auth.KindDiscovery || !strings.Contains(e.Say, "another authorization server") {
+			t.Errorf("got %v", err)
+		}
+		if n := next.count(&next.tokenPosts); n != 0 {
+			t.Errorf("%d token requests at the other server", n)
+		}
+	}
+	older := (&world{Broker: w.Broker, t: t, p: next}).visit(w.required(moved(auth.SessionPrincipal("b"))))
+	if err := finish(w.visit(w.link(auth.Local, "r0"))); err != nil {
+		t.Fatal(err)
+	}
+	refused(finish(older))
+
+	w.Broker = w.broker(1, func(c *auth.Config) { secretClient(&c.Remotes[0]) })
+	refused(moved(auth.SessionPrincipal("b")))
+	if logLines(w, "level=WARN", "event=issuer_changed", "remote=r0", "was="+w.p.issuer(), "now="+next.issuer()) != 1 {
+		t.Errorf("no event in the log:\n%s", w.log)
+	}
+	if token := w.token(auth.Local, "r0"); token == "" {
+		t.Error("the sign-in at the server that it was made at is gone")
+	}
+
+	w.Broker = w.broker(1, func(c *auth.Config) {
+		secretClient(&c.Remotes[0])
+		c.Remotes[0].Issuer = next.issuer()
+	})
+	if required := w.required(moved(auth.Local)); required.Issuer != next.issuer() {
+		t.Errorf("the config names it, and the link leads to %s", required.Issuer)
+	}
+}
+
 func TestTokenIsCheap(t *testing.T) {
 	w := newWorld(t, 1, nil)
 	w.signIn(auth.Local, "r0")

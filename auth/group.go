@@ -76,7 +76,7 @@ func (a *Authorizer) borrow(ctx context.Context, resp *http.Response) error {
 		b.unlend(a.key)
 		return ErrSignInNeeded
 	}
-	d, err := b.discoverer.discover(ctx, a.remote, parseChallenge(resp.Header), nil)
+	d, err := b.discover(ctx, a.remote, parseChallenge(resp.Header), nil)
 	if err != nil {
 		return asError(a.key.remote, err)
 	}

@@ -43,7 +43,9 @@ const (
 	opaqueKept   = 10 * time.Second
 	clocksDiffer = time.Minute // by which the provider's clock may be ahead
 	maxKnown     = 10_000      // tokens, of each kind
-	introspectIn = 10 * time.Second
+
+	introspectWait = 10 * time.Second // for others that ask about their tokens
+	lookTime       = 30 * time.Second // that, the request, and what has to be found out for it
 )
 
 // signatures are the algorithms that a token may be signed with: RFC 8725
@@ -53,6 +55,8 @@ var signatures = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 // inbound is what is known of bearer tokens.
 type inbound struct {
 	asking singleflight.Group // one look at the same token at a time
+	wait   time.Duration      // introspectWait
+	gates  *gate.Gates        // apart from those of token endpoints: anybody can have a token asked about
 
 	mu sync.Mutex // guards both
 	// Apart, so that who makes tokens up does not drive out those that are good.
@@ -72,9 +76,16 @@ type seenBearer struct {
 	until    time.Time
 }
 
+// ErrUnasked: whether a bearer token is good could only be said by the provider,
+// which was not to be asked. It is an [ErrBearer], too.
+var ErrUnasked = errors.New("the provider is not asked about it")
+
 // Authenticate returns whom a bearer token stands for. Its error is [ErrBearer]
 // whatever is wrong, the provider's absence included: nobody is let in by it.
-func (b *Broker) Authenticate(ctx context.Context, bearer string) (Identity, error) {
+//
+// Before the provider is asked about a token that it has not vouched for lately,
+// which anybody may have made up, may is called; nil: it always may.
+func (b *Broker) Authenticate(ctx context.Context, bearer string, may func() bool) (Identity, error) {
 	refuse := func(err error) (Identity, error) { return Identity{}, fmt.Errorf("%w: %w", ErrBearer, err) }
 	switch {
 	case b.login == nil || b.audience == "":
@@ -86,9 +97,12 @@ func (b *Broker) Authenticate(ctx context.Context, bearer string) (Identity, err
 	if seen, ok := b.inbound.seen(sum, b.now()); ok {
 		return seen.identity, seen.err
 	}
+	if _, isJWT := joseHeader(bearer); !isJWT && may != nil && !b.inbound.vouchedFor(sum) && !may() {
+		return refuse(ErrUnasked)
+	}
 	// Not under the caller's context: it may leave, and others wait for the same.
 	answer := b.inbound.asking.DoChan(string(sum[:]), func() (any, error) {
-		work, done, err := b.work(introspectIn)
+		work, done, err := b.work(lookTime)
 		if err != nil {
 			return seenBearer{err: err}, nil
 		}
@@ -310,12 +324,15 @@ func (b *Broker) introspect(ctx context.Context, token string) (Identity, error)
 		// Section 4: the endpoint MUST require authentication.
 		return Identity{}, errors.New("it is no JWT, and there is no introspection: the provider has no endpoint for it, or gateway.auth no clientSecret")
 	}
-	leave, err := b.gates.Of(at).Enter(ctx)
+	waiting, cancel := context.WithTimeout(ctx, b.inbound.wait)
+	leave, err := b.inbound.gates.Of(at).Enter(waiting)
+	cancel()
 	if err != nil {
 		return Identity{}, fmt.Errorf("asking the provider: %w", err)
 	}
 	document, unwell, err := b.askAbout(ctx, at, meta, token)
-	leave(gate.Verdict{Unwell: unwell})
+	// A request that is cut off from here says nothing of the provider.
+	leave(gate.Verdict{Unwell: unwell, Nothing: err != nil && ctx.Err() != nil})
 	if err != nil {
 		return Identity{}, fmt.Errorf("asking the provider: %w", err)
 	}
@@ -371,6 +388,15 @@ func (i *inbound) seen(sum [sha256.Size]byte, now time.Time) (seenBearer, bool) 
 		return seen, true
 	}
 	return i.refused.get(sum, now)
+}
+
+// vouchedFor reports whether a token has been good lately, if perhaps no more.
+func (i *inbound) vouchedFor(sum [sha256.Size]byte) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	_, young := i.accepted.young[sum]
+	_, older := i.accepted.older[sum]
+	return young || older
 }
 
 func (i *inbound) keep(sum [sha256.Size]byte, seen seenBearer) {

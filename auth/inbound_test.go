@@ -14,6 +14,7 @@ import (
 
 	"gatehouse/auth"
 	"gatehouse/auth/authtest"
+	"gatehouse/auth/gate"
 	"gatehouse/auth/secret"
 )
 
@@ -37,7 +38,7 @@ func newUsers(t testing.TB, change func(*office, *auth.Config)) *office {
 
 func (o *office) accepts(token string) auth.Identity {
 	o.t.Helper()
-	who, err := o.Authenticate(o.t.Context(), token)
+	who, err := o.Authenticate(o.t.Context(), token, nil)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func (o *office) accepts(token string) auth.Identity {
 
 func (o *office) refuses(token string) {
 	o.t.Helper()
-	if who, err := o.Authenticate(o.t.Context(), token); !errors.Is(err, auth.ErrBearer) || who != (auth.Identity{}) {
+	if who, err := o.Authenticate(o.t.Context(), token, nil); !errors.Is(err, auth.ErrBearer) || who != (auth.Identity{}) {
 		o.t.Fatalf("accepted: %+v, %v", who, err)
 	}
 }
@@ -107,7 +108,7 @@ func TestIntrospection(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			if _, err := o.Authenticate(t.Context(), token); err != nil {
+			if _, err := o.Authenticate(t.Context(), token, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -147,7 +148,7 @@ func TestIntrospection(t *testing.T) {
 	} {
 		o.clock.Advance(11 * time.Second)
 		o.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = answer })
-		if _, err := o.Authenticate(t.Context(), good); !errors.Is(err, auth.ErrBearer) {
+		if _, err := o.Authenticate(t.Context(), good, nil); !errors.Is(err, auth.ErrBearer) {
 			t.Errorf("%s: %v", name, err)
 		}
 		o.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = nil })
@@ -164,7 +165,7 @@ func TestMadeUpTokens(t *testing.T) {
 	asked := o.idp.Count(authtest.EndpointIntrospect)
 	o.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = authtest.Answer(200, "application/json", `{"active":false}`) })
 	for i := range 11_000 {
-		if _, err := o.Authenticate(t.Context(), fmt.Sprint("made-up-", i)); !errors.Is(err, auth.ErrBearer) {
+		if _, err := o.Authenticate(t.Context(), fmt.Sprint("made-up-", i), nil); !errors.Is(err, auth.ErrBearer) {
 			t.Fatal(err)
 		}
 	}
@@ -172,6 +173,55 @@ func TestMadeUpTokens(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 	o.accepts(good)
+}
+
+// While the provider is asked about more tokens than it can take, those that
+// find no place in time are refused, and that is not held against the provider.
+func TestManyTokensAtOnce(t *testing.T) {
+	o := newUsers(t, nil)
+	o.AskWithin(50 * time.Millisecond)
+	o.accepts(o.idp.JWTFor("alice", gatewayURL, nil)) // its metadata is known from here on
+	inside, answer := make(chan bool, gate.AtOnce), make(chan bool)
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Introspect = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			inside <- true
+			<-answer
+			next(w, r)
+		}
+	})
+	var asking sync.WaitGroup
+	ask := func(i int) { o.Authenticate(t.Context(), fmt.Sprint("made-up-", i), nil) }
+	for i := range gate.AtOnce {
+		asking.Go(func() { ask(i) })
+	}
+	for range gate.AtOnce {
+		<-inside
+	}
+	ask(gate.AtOnce)
+	close(answer)
+	asking.Wait()
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Introspect = nil })
+	o.accepts(o.idp.Mint("bob", gatewayURL))
+}
+
+// Who may not have the provider asked is refused, but for a token that it has
+// vouched for a while ago.
+func TestProviderIsNotAsked(t *testing.T) {
+	o := newUsers(t, nil)
+	never := func() bool { return false }
+	good := o.idp.Mint("alice", gatewayURL)
+	if _, err := o.Authenticate(t.Context(), good, never); !errors.Is(err, auth.ErrUnasked) || !errors.Is(err, auth.ErrBearer) {
+		t.Errorf("not asked: %v", err)
+	}
+	o.accepts(good)
+	asked := o.idp.Count(authtest.EndpointIntrospect)
+	o.clock.Advance(11 * time.Second)
+	if _, err := o.Authenticate(t.Context(), good, never); err != nil || o.idp.Count(authtest.EndpointIntrospect) != asked+1 {
+		t.Errorf("one that was good a moment ago: %v", err)
+	}
+	if _, err := o.Authenticate(t.Context(), o.idp.JWTFor("alice", gatewayURL, nil), never); err != nil {
+		t.Errorf("one that says all by itself: %v", err)
+	}
 }
 
 func TestIdentityClaims(t *testing.T) {
@@ -469,7 +519,7 @@ func FuzzAuthenticate(f *testing.F) {
 	}
 	o := newUsers(f, nil)
 	f.Fuzz(func(t *testing.T, token string) {
-		if _, err := o.Authenticate(t.Context(), token); !errors.Is(err, auth.ErrBearer) {
+		if _, err := o.Authenticate(t.Context(), token, nil); !errors.Is(err, auth.ErrBearer) {
 			t.Errorf("accepted %q: %v", token, err)
 		}
 	})
@@ -481,7 +531,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 		token := o.idp.JWTFor("alice", gatewayURL, nil)
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := o.Authenticate(b.Context(), token); err != nil {
+			if _, err := o.Authenticate(b.Context(), token, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -492,7 +542,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 			b.StopTimer()
 			token := o.idp.JWTFor("alice", gatewayURL, nil)
 			b.StartTimer()
-			if _, err := o.Authenticate(b.Context(), token); err != nil {
+			if _, err := o.Authenticate(b.Context(), token, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

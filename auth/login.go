@@ -68,7 +68,7 @@ func (b *Broker) loginClient(methods []string) endpoint.Client {
 	return c
 }
 
-// freshEnough is how long a subject token must live on to be worth sending.
+// freshEnough is how long a subject token lives on for nobody to renew it.
 const freshEnough = 30 * time.Second
 
 // knownSubject is for whom a remote's tokens are, as far as it is known without
@@ -107,8 +107,8 @@ func (g *grant) subject(r *Remote) (exchange.Subject, error) {
 	return exchange.Subject{Issuer: c.Issuer, ID: c.Subject, Token: g.ID, Type: exchange.TypeIDToken, Expires: c.expires()}, nil
 }
 
-// freshSubject is knownSubject, renewed where that is due. Its errors say what
-// the user can do.
+// freshSubject is knownSubject, renewed where that is due: while the token lives,
+// beside its use. Its errors say what the user can do.
 func (b *Broker) freshSubject(ctx context.Context, p Principal, r *Remote) (exchange.Subject, error) {
 	s, err := b.knownSubject(ctx, p, r)
 	if err != nil || s.Expires.IsZero() || b.now().Add(freshEnough).Before(s.Expires) || r.Type == TypeMachine {
@@ -117,7 +117,26 @@ func (b *Broker) freshSubject(ctx context.Context, p Principal, r *Remote) (exch
 	if b.workload != nil {
 		return s, nil // who asks with it hears that it has expired
 	}
+	if b.now().Before(s.Expires) {
+		b.renewBeside(ctx, p)
+		return s, nil
+	}
 	return b.renewedSubject(ctx, p, r)
+}
+
+// renewBeside refreshes the login without waiting for it. A renewal that has just
+// brought no better token is not repeated.
+func (b *Broker) renewBeside(ctx context.Context, p Principal) {
+	h, err := b.held(ctx, key{p, LoginRemote}, b.login)
+	if err != nil || h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := b.now()
+	if !h.dead && h.grant.refreshable() && !h.grant.inDoubt() && !now.Before(h.retryAt) && now.Sub(h.grant.Obtained) >= freshEnough {
+		b.refreshLocked(h, false)
+	}
 }
 
 // renewedSubject refreshes the login and waits for it.
@@ -165,7 +184,7 @@ func (b *Broker) renewedSubject(ctx context.Context, p Principal, r *Remote) (ex
 
 // loginFailed words a failure at the login's provider for a remote that needs it.
 func (b *Broker) loginFailed(r *Remote, err error) error {
-	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
+	if unavailable(err) {
 		return &Error{Kind: KindUnavailable, Remote: r.Name, Err: err,
 			Say: "your login at the gateway has run out, and the identity provider could not be reached to renew it, which is tried again; nothing is lost meanwhile"}
 	}
@@ -314,22 +333,26 @@ func (c idClaims) expires() time.Time {
 	return time.Unix(int64(c.Expires), 0)
 }
 
+// errAnotherSubject: a renewal has brought somebody else's login.
+var errAnotherSubject = errors.New("the renewed ID token is another subject's")
+
 // verifyLogin checks an ID token as OpenID Connect Core section 3.1.3.7 says:
 // signature, issuer, audience, expiry, and the nonce that was sent, empty if none
 // was. was is the token that this one replaces, at a refresh.
 func (b *Broker) verifyLogin(ctx context.Context, token secret.Text, nonce string, was secret.Text) error {
-	now, _ := readIDToken(token)
+	now, ok := readIDToken(token)
 	before, renewed := readIDToken(was)
 	switch {
-	// Section 12.2: the renewed token "SHOULD NOT have a nonce Claim [...]; however,
+	// Section 12.2: of the renewed token "its iss Claim Value MUST be the same as in
+	// the ID Token issued when the original authentication occurred, its sub Claim
+	// Value MUST be the same".
+	case renewed && ok && (now.Issuer != before.Issuer || now.Subject != before.Subject):
+		return errAnotherSubject
+	// The renewed token "SHOULD NOT have a nonce Claim [...]; however,
 	// if it is present, its value MUST be the same as in the ID Token issued at the
 	// time of the original authentication".
 	case renewed && now.Nonce != "" && now.Nonce != before.Nonce, !renewed && now.Nonce != nonce:
 		return errors.New("the ID token answers another login: its nonce differs")
-	// "its sub Claim Value MUST be the same as in the ID Token issued when the
-	// original authentication occurred".
-	case renewed && now.Subject != before.Subject:
-		return errors.New("the renewed ID token is another subject's")
 	}
 	// The clocks may differ a little, and a token about to expire is of no use.
 	verifier := rp.NewIDTokenVerifier(b.login.Issuer, b.login.ClientID, b.keys, rp.WithIssuedAtOffset(freshEnough),

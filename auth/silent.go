@@ -38,14 +38,14 @@ type silent struct {
 	b *Broker
 	r *Remote
 
-	turn chan struct{} // held by the one who looks for the target
-
-	mu       sync.Mutex // guards what follows; never held over the network
-	found    *found     // nil: not looked for yet
-	doubted  bool       // found is looked for again when the next token is needed
-	missed   missed
-	troubles map[Principal]trouble
-	forced   map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
+	mu        sync.Mutex // guards what follows; never held over the network
+	found     *found     // nil: not looked for yet
+	doubted   bool       // found is looked for again when the next token is needed
+	missed    missed
+	searching *search // nil: nobody looks
+	troubles  map[Principal]trouble
+	raised    map[Principal]raised
+	forced    map[Principal]time.Time // when a forwarded token was renewed because the remote refused it
 }
 
 // found is where a remote's tokens come from.
@@ -53,6 +53,31 @@ type found struct {
 	target *exchange.Target
 	issuer string // for display
 	at     time.Time
+}
+
+// raised is what a principal's calls needed beyond what the remote asked for at
+// first. It is one principal's: what the server grants to one it may refuse to
+// another.
+type raised struct {
+	scopes []string
+	times  map[string]int // by operation, see raise
+}
+
+// with is the target with more scopes.
+func (f *found) with(scopes []string) *exchange.Target {
+	if containsAll(f.target.Scopes, scopes) {
+		return f.target
+	}
+	t := *f.target
+	t.Scopes = unionScopes(t.Scopes, scopes)
+	return &t
+}
+
+// target is where a principal's tokens come from.
+func (s *silent) target(p Principal, f *found) *exchange.Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f.with(s.raised[p].scopes)
 }
 
 // After a search that failed, nobody looks for this long at first.
@@ -74,7 +99,7 @@ type trouble struct {
 }
 
 func newSilent(b *Broker, r *Remote) *silent {
-	return &silent{b: b, r: r, turn: make(chan struct{}, 1), troubles: map[Principal]trouble{}, forced: map[Principal]time.Time{}}
+	return &silent{b: b, r: r, troubles: map[Principal]trouble{}, raised: map[Principal]raised{}, forced: map[Principal]time.Time{}}
 }
 
 // browser reports whether tokens for the remote come of a person's visit to its
@@ -117,21 +142,26 @@ func (s *silent) renew(ctx context.Context, p Principal, resp *http.Response) er
 			return s.failed(p, err)
 		}
 	}
-	return s.another(ctx, p, f, sent)
+	t := s.target(p, f)
+	err := s.another(ctx, p, f, t, sent)
+	if t != f.target && s.lowered(p, err) {
+		return s.another(ctx, p, f, f.target, sent)
+	}
+	return err
 }
 
 // another gets another token than the one that was sent.
-func (s *silent) another(ctx context.Context, p Principal, f *found, sent string) error {
+func (s *silent) another(ctx context.Context, p Principal, f *found, t *exchange.Target, sent string) error {
 	if sent != "" {
 		subject, err := s.b.knownSubject(ctx, p, s.r)
 		if err != nil {
 			return err
 		}
-		if !s.b.exchanger.Reject(subject, f.target, sent) {
+		if !s.b.exchanger.Reject(subject, t, sent) {
 			return s.failed(p, s.unwanted())
 		}
 	}
-	token, err := s.fetch(ctx, p, f)
+	token, err := s.issue(ctx, p, f, t)
 	switch {
 	case err != nil:
 		return err
@@ -156,18 +186,37 @@ func (s *silent) unwanted() *Error {
 // stepUp answers a 403 insufficient_scope: with the scopes that it names, where
 // the config leaves them to the remote.
 func (s *silent) stepUp(ctx context.Context, p Principal, resp *http.Response) error {
-	ch := parseChallenge(resp.Header)
+	ch, sent := parseChallenge(resp.Header), sentToken(resp)
 	forbidden := &Error{Kind: KindForbidden, Remote: s.r.Name, Say: "it forbids this to the account that the gateway signs in with"}
 	f := s.known()
-	if ch.Error != "insufficient_scope" || !s.asks() || f == nil || len(s.r.Scopes) > 0 || containsAll(f.target.Scopes, ch.Scope) {
+	if ch.Error != "insufficient_scope" || !s.asks() || f == nil || len(s.r.Scopes) > 0 {
 		return forbidden
 	}
-	ch.Scope = unionScopes(f.target.Scopes, ch.Scope)
-	f, err := s.find(ctx, ch)
-	if err != nil {
-		return s.failed(p, err)
+	token, err := s.token(ctx, p)
+	switch {
+	case err != nil:
+		return err
+	case token != nil && token.AccessToken != sent:
+		return nil // another call was here first
+	case containsAll(s.target(p, f).Scopes, ch.Scope):
+		return forbidden
 	}
-	return s.another(ctx, p, f, sentToken(resp))
+	s.mu.Lock()
+	was := s.raised[p]
+	s.mu.Unlock()
+	next := raised{scopes: unionScopes(was.scopes, ch.Scope)}
+	var ok bool
+	if next.times, ok = raise(was.times, operationOf(ctx)); !ok {
+		forbidden.Say += raisedEnough
+		return forbidden
+	}
+	if err := s.another(ctx, p, f, f.with(next.scopes), sent); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.raised[p] = next
+	return nil
 }
 
 // trusted is known, unless that is in doubt and the principal needs a new token.
@@ -178,7 +227,7 @@ func (s *silent) trusted(ctx context.Context, p Principal) *found {
 	if f == nil || !doubted {
 		return f
 	}
-	if subject, err := s.b.knownSubject(ctx, p, s.r); err == nil && s.b.exchanger.Kept(subject, f.target) != nil {
+	if subject, err := s.b.knownSubject(ctx, p, s.r); err == nil && s.b.exchanger.Kept(subject, s.target(p, f)) != nil {
 		return f
 	}
 	return nil
@@ -202,24 +251,49 @@ func (s *silent) fetch(ctx context.Context, p Principal, f *found) (*oauth2.Toke
 			return nil, s.failed(p, err)
 		}
 	}
+	t := s.target(p, f)
+	token, err := s.issue(ctx, p, f, t)
+	if t != f.target && s.lowered(p, err) {
+		return s.issue(ctx, p, f, f.target)
+	}
+	return token, err
+}
+
+// issue is fetch for a target.
+func (s *silent) issue(ctx context.Context, p Principal, f *found, t *exchange.Target) (*oauth2.Token, error) {
 	subject, err := s.b.knownSubject(ctx, p, s.r)
 	if err != nil {
 		return nil, s.failed(p, err)
 	}
 	// While a token is kept, nobody waits for the login to be renewed, which the
 	// provider may be too far away for.
-	if s.b.exchanger.Kept(subject, f.target) == nil {
-		if subject, err = s.b.freshSubject(ctx, p, s.r); err != nil {
+	var token *exchange.Token
+	if s.b.exchanger.Kept(subject, t) == nil {
+		fresh, err := s.b.freshSubject(ctx, p, s.r)
+		if unavailable(err) {
+			token = s.b.exchanger.Last(subject, t)
+		}
+		if err != nil && token == nil {
 			return nil, s.failed(p, err)
 		}
+		subject = fresh
 	}
-	token, err := s.b.exchanger.Token(ctx, subject, f.target)
-	if err != nil {
-		s.doubt(f, err)
-		return nil, s.failed(p, s.explain(err))
+	if token == nil {
+		if token, err = s.b.exchanger.Token(ctx, subject, t); err != nil {
+			s.doubt(f, err)
+			return nil, s.failed(p, s.explain(err))
+		}
 	}
 	s.worked(p)
+	if s.asks() {
+		s.b.pin(ctx, s.r, f.issuer)
+	}
 	return &oauth2.Token{AccessToken: token.Access.Value(), TokenType: "Bearer", Expiry: token.Expires}, nil
+}
+
+func unavailable(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Kind == KindUnavailable
 }
 
 // sureFor is for how long what was found of an endpoint's issuer is not looked
@@ -262,7 +336,21 @@ func (s *silent) forget(p Principal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.troubles, p)
+	delete(s.raised, p)
 	delete(s.forced, p)
+}
+
+// lowered drops the scopes that were raised if they are not granted any more, and
+// reports whether that is so: the rest may still be.
+func (s *silent) lowered(p Principal, err error) bool {
+	e, ok := errors.AsType[*endpoint.Error](err)
+	if !ok || e.Code != "invalid_scope" {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.raised[p] = raised{times: s.raised[p].times}
+	return true
 }
 
 // explain words a failure of the exchanger.
@@ -272,10 +360,15 @@ func (s *silent) explain(err error) error {
 	}
 	fail := func(kind Kind, say string) error { return &Error{Kind: kind, Remote: s.r.Name, Say: say, Err: err} }
 	server := "its authorization server"
-	if _, then := errors.AsType[*exchange.ThenError](err); !then && s.r.Type != TypeMachine {
+	_, then := errors.AsType[*exchange.ThenError](err)
+	if !then && s.r.Type != TypeMachine {
 		server = "the identity provider"
 	}
 	switch {
+	case then && errors.Is(err, exchange.ErrIssuer):
+		return fail(KindToken, "the token that its authorization server issued says that it is another server's: ask its operator to make iss the issuer in the server's metadata")
+	case then && errors.Is(err, exchange.ErrAudience):
+		return fail(KindToken, "the token that its authorization server issued is for another place than the remote: ask its operator to issue tokens for the resource that the gateway asks for")
 	case errors.Is(err, exchange.ErrCleared):
 		return ErrSignInNeeded
 	case errors.Is(err, gate.ErrShut):
@@ -309,51 +402,93 @@ func (s *silent) explain(err error) error {
 	return fail(KindUnavailable, server+" could not be reached or failed to issue a token; try again in a moment")
 }
 
-// find looks for where the remote's tokens come from, as its challenge says.
-// One looks at a time; who waited takes what was found meanwhile if it serves.
+// search is one look for where the remote's tokens come from, that everybody who
+// needs it waits for.
+type search struct {
+	done  chan struct{}
+	found *found // set before done is closed, like err
+	err   error
+}
+
+// find looks for where the remote's tokens come from, as its challenge says. One
+// looks at a time; who waited takes what was found meanwhile if it serves.
 func (s *silent) find(ctx context.Context, ch challenge) (*found, error) {
-	was := s.known()
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	for {
+		call, mine, err := s.search(ch)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-call.done:
+		}
+		if mine || call.err != nil || s.serves(call.found, ch) {
+			return call.found, call.err
+		}
 	}
-	now := s.b.now()
-	s.mu.Lock()
-	known, last := s.found, s.missed
-	s.mu.Unlock()
-	serves := known != nil && (len(s.r.Scopes) > 0 || containsAll(known.target.Scopes, ch.Scope))
-	switch {
-	case serves && (known != was || now.Before(last.until)):
-		return known, nil
-	case now.Before(last.until):
-		return nil, last.err
-	}
-	look, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	f, err := s.look(look, ch, nil)
-	if err != nil && ctx.Err() != nil {
-		return nil, ctx.Err() // who asked has gone
-	}
+}
+
+// serves reports whether what was found is enough for a challenge.
+func (s *silent) serves(f *found, ch challenge) bool {
+	return f != nil && (len(s.r.Scopes) > 0 || containsAll(f.target.Scopes, ch.Scope))
+}
+
+// search begins a look, or joins the one that is under way. While a server is away
+// it has ended before it began.
+func (s *silent) search(ch challenge) (call *search, mine bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.searching != nil {
+		return s.searching, false, nil
+	}
+	call = &search{done: make(chan struct{})}
+	if s.b.now().Before(s.missed.until) {
+		if call.err = s.missed.err; s.serves(s.found, ch) {
+			call.found, call.err = s.found, nil
+		}
+		close(call.done)
+		return call, true, nil
+	}
+	ctx, done, err := s.b.work(startTime)
+	if err != nil {
+		return nil, false, err
+	}
+	s.searching = call
+	go func() {
+		defer done()
+		f, err := s.look(ctx, ch, nil)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		defer close(call.done)
+		s.searching = nil
+		call.found, call.err = s.lookedLocked(ch, f, err)
+	}()
+	return call, true, nil
+}
+
+// lookedLocked keeps what came of a look, and returns what it is worth to those
+// who wait. s.mu is held.
+func (s *silent) lookedLocked(ch challenge, f *found, err error) (*found, error) {
+	if errors.Is(err, context.Canceled) {
+		return nil, err // our own doing
+	}
+	now := s.b.now()
 	if err == nil {
 		f.at = now
 		s.found, s.doubted, s.missed = f, false, missed{}
 		return f, nil
 	}
 	failure := asError(s.r.Name, err)
-	e, ok := errors.AsType[*Error](failure)
-	if !ok || e.Kind != KindUnavailable {
+	if !unavailable(failure) {
 		return nil, failure
 	}
 	// Everybody comes here while a server is away: one of them asks, now and then,
 	// and what was found before is no worse for it.
-	s.missed = last.again(failure, now)
-	if serves {
+	s.missed = s.missed.again(failure, now)
+	if s.serves(s.found, ch) {
 		s.doubted = false
-		return known, nil
+		return s.found, nil
 	}
 	return nil, failure
 }
@@ -394,7 +529,7 @@ func (s *silent) machine(ctx context.Context, ch challenge, step func(Step)) (*f
 	d := &discovered{Issuer: s.r.ExpectedIssuer, TokenEndpoint: s.r.TokenEndpoint, Resource: canonicalResource(s.r.URL)}
 	if s.r.TokenEndpoint == "" {
 		var err error
-		if d, err = s.b.discoverer.discover(ctx, s.r, ch, step); err != nil {
+		if d, err = s.b.discover(ctx, s.r, ch, step); err != nil {
 			return nil, err
 		}
 	} else if d.Issuer == "" {
@@ -438,11 +573,14 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		ConnectorID: s.r.ConnectorID, Requested: s.r.RequestedTokenType, Scopes: s.r.Scopes,
 		Server: exchange.Server{Endpoint: s.r.TokenEndpoint, Issuer: s.r.ExpectedIssuer, HTTP: s.r.tokenHTTP()},
 	}
+	if s.atLogin() {
+		t.Server.HTTP = cmp.Or(s.r.TokenHTTP, s.b.login.HTTP)
+	}
 	if len(t.Scopes) == 0 {
 		t.Scopes = DefaultScopes
 	}
 	at := s.r.Issuer
-	if at == "" && s.r.TokenEndpoint == "" {
+	if s.atLogin() {
 		at = s.b.login.Issuer
 	}
 	if at == "" {
@@ -452,7 +590,7 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		t.Server.Client = c
 		return &found{target: t, issuer: t.Server.Issuer}, err
 	}
-	meta, err := s.b.discoverer.issuer(ctx, s.r, at, step)
+	meta, err := s.metadata(ctx, at, step)
 	if err != nil {
 		return nil, err
 	}
@@ -461,6 +599,25 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 	t.Server.Pinned = t.Server.Issuer == at && t.Server.Endpoint == meta.TokenEndpoint.value
 	t.Server.Client, err = s.exchanger(at, meta.AuthMethods.value)
 	return &found{target: t, issuer: t.Server.Issuer}, err
+}
+
+// atLogin reports whether tokens are exchanged at the gateway's own provider,
+// which is not the remote's to reach but the login's.
+func (s *silent) atLogin() bool {
+	return s.r.TokenEndpoint == "" && (s.r.Issuer == "" || s.r.Issuer == s.b.login.Issuer)
+}
+
+// metadata returns the metadata of the issuer where tokens are exchanged. They are
+// asked for like the tokens if they are at the same place: a certificate may be
+// needed for both.
+func (s *silent) metadata(ctx context.Context, issuer string, step func(Step)) (*serverMetadata, error) {
+	r := *s.r
+	if s.atLogin() {
+		r.HTTP = s.b.login.HTTP
+	} else if origin(issuer) == origin(r.TokenEndpoint) {
+		r.HTTP = r.tokenHTTP()
+	}
+	return s.b.discoverer.issuer(ctx, &r, issuer, step)
 }
 
 // exchanger is the gateway's client where tokens are exchanged: the remote's own
@@ -475,8 +632,8 @@ func (s *silent) exchanger(issuer string, methods []string) (endpoint.Client, er
 // pinned reports whether an issuer's own metadata names the endpoint. That
 // nobody can tell is a no, unless it has been known.
 func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool {
-	meta, err := s.b.discoverer.issuer(ctx, s.r, issuer, nil)
-	if e, ok := errors.AsType[*Error](err); ok && e.Kind == KindUnavailable {
+	meta, err := s.metadata(ctx, issuer, nil)
+	if unavailable(err) {
 		was := s.known()
 		return was != nil && was.target.Server.Pinned && was.target.Server.Issuer == issuer && was.target.Server.Endpoint == tokenEndpoint
 	}
@@ -486,9 +643,14 @@ func (s *silent) pinned(ctx context.Context, issuer, tokenEndpoint string) bool 
 // assertion finds both servers of an ID-JAG: the gateway's provider, and the
 // remote's own authorization server by its challenge.
 func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (*found, error) {
-	d, err := s.b.discoverer.discover(ctx, s.r, ch, step)
+	d, err := s.b.discover(ctx, s.r, ch, step)
 	if err != nil {
 		return nil, err
+	}
+	if s.r.Audience != "" && s.r.Audience != d.Issuer {
+		// Who gets an assertion must not be able to use it elsewhere.
+		return nil, &Error{Kind: KindDiscovery, Remote: s.r.Name,
+			Say: "its authorization server " + origin(d.Issuer) + " is not the one that the remote's auth.audience names, so it gets no assertion for that one: correct auth.audience, or leave it out"}
 	}
 	login, err := s.b.discoverer.issuer(ctx, s.b.login, s.b.login.Issuer, step)
 	if err != nil {
@@ -502,12 +664,13 @@ func (s *silent) assertion(ctx context.Context, ch challenge, step func(Step)) (
 		Remote: s.r.Name, Kind: exchange.IDJAG, Scopes: unionScopes(scopesOf(s.r, ch, d)),
 		// Enterprise-managed authorization: audience is "the issuer identifier of
 		// the resource authorization server", resource that of the MCP server.
-		Audience: cmp.Or(s.r.Audience, d.Issuer), Resource: cmp.Or(s.r.Resource, d.Resource),
+		Audience: d.Issuer, Resource: cmp.Or(s.r.Resource, d.Resource),
 		Server: exchange.Server{
 			Endpoint: login.TokenEndpoint.value, Issuer: s.b.login.Issuer, Pinned: true,
 			Client: s.b.loginClient(login.AuthMethods.value), HTTP: s.b.login.tokenHTTP(),
 		},
-		Then: exchange.Server{Endpoint: d.TokenEndpoint, Client: there, HTTP: s.r.tokenHTTP()},
+		// Its metadata, checked, name the endpoint.
+		Then: exchange.Server{Endpoint: d.TokenEndpoint, Issuer: d.Issuer, Pinned: true, Client: there, HTTP: s.r.tokenHTTP()},
 	}, issuer: d.Issuer}, nil
 }
 
@@ -516,11 +679,11 @@ func (s *silent) status(ctx context.Context, p Principal) Status {
 	var out Status
 	f := s.known()
 	if f != nil {
-		out.Issuer, out.Scopes = f.issuer, slices.Clone(f.target.Scopes)
+		out.Issuer, out.Scopes = f.issuer, slices.Clone(s.target(p, f).Scopes)
 	}
 	subject, err := s.b.knownSubject(ctx, p, s.r)
 	if err == nil && f != nil {
-		if token := s.b.exchanger.Kept(subject, f.target); token != nil {
+		if token := s.b.exchanger.Kept(subject, s.target(p, f)); token != nil {
 			out.SignedIn, out.Refreshable, out.Expires = true, true, token.Expires
 		}
 	}

@@ -1,11 +1,14 @@
 package auth_test
 
 import (
+	"context"
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +29,7 @@ type office struct {
 	clock                  *clock
 	idp, crmAS             *authtest.AS
 	files, wiki, crm, jobs *authtest.Remote
+	log                    *authtest.Canary
 }
 
 // newOffice starts it; change may be nil.
@@ -34,8 +38,8 @@ func newOffice(t testing.TB, change func(*office, *auth.Config)) *office {
 	o := &office{t: t, idp: authtest.NewAS(t), crmAS: authtest.NewAS(t)}
 	// Signatures are checked by the true time.
 	o.clock = &clock{now: time.Now()}
-	canary := authtest.NewCanary(t, o.idp, o.crmAS)
-	log := slog.New(slog.NewTextHandler(canary, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.log = authtest.NewCanary(t, o.idp, o.crmAS)
+	log := slog.New(slog.NewTextHandler(o.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken, k.JWT = map[string]any{}, true })
 	o.idp.AddClient(authtest.OAuthClient{ID: "gatehouse", Secret: "canary-cs-gatehouse", Method: "client_secret_basic",
 		RedirectURIs: []string{"http://127.0.0.1:8080/oauth/callback"}})
@@ -252,9 +256,9 @@ func TestLoginIsRenewed(t *testing.T) {
 	o.loggedIn(alice)
 	wiki, files := o.works(alice, "wiki"), o.works(alice, "files")
 	soon(time.Hour)
-	o.clock.Advance(100 * time.Second)
+	o.clock.Advance(3 * time.Minute)
 	if again := o.works(alice, "wiki"); again == wiki {
-		t.Error("a token about to expire was forwarded")
+		t.Error("a token that has expired was forwarded")
 	}
 	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
 		t.Errorf("%d logins", n)
@@ -265,21 +269,76 @@ func TestLoginIsRenewed(t *testing.T) {
 	}
 }
 
+// A login whose ID token is about to run out is renewed beside its use: nobody
+// waits for a provider that hangs or is away while the token lives.
+func TestLoginIsRenewedBeside(t *testing.T) {
+	o := newOffice(t, nil)
+	lives := func(d time.Duration) {
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"exp": o.clock.Now().Add(d).Unix()} })
+	}
+	lives(2 * time.Minute)
+	o.loggedIn(alice)
+	wiki := o.works(alice, "wiki")
+	lives(time.Hour)
+	gate := make(chan struct{})
+	asked := make(chan struct{}, 1)
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			asked <- struct{}{}
+			<-gate
+			authtest.Status(http.StatusServiceUnavailable)(w, r, next)
+		}
+	})
+	o.clock.Advance(100 * time.Second)
+	for range 3 {
+		if o.works(alice, "wiki") != wiki {
+			t.Error("another token from a provider that hangs")
+		}
+	}
+	<-asked
+	close(gate)
+	eventually(t, "the failure is noted", func() bool { return o.Status(alice, auth.LoginRemote).LastError != nil })
+	for range 3 { // it is away, and not asked again at once
+		if o.works(alice, "wiki") != wiki {
+			t.Error("another token from a provider that is away")
+		}
+	}
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = nil })
+	o.clock.Advance(2 * time.Second)
+	eventually(t, "the login is renewed", func() bool { return o.works(alice, "wiki") != wiki })
+	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
+		t.Errorf("%d logins", n)
+	}
+}
+
 // While the provider is away, tokens that live are used on; what needs a new one
 // says why, once, and works when it is back, without a click.
 func TestProviderAway(t *testing.T) {
 	o := newOffice(t, nil)
+	start := o.clock.Now()
 	o.idp.Set(func(k *authtest.ASKnobs) {
 		k.IDToken = map[string]any{"exp": o.clock.Now().Add(2 * time.Minute).Unix()}
 		k.Claims = map[string]any{"exp": o.clock.Now().Add(3 * time.Hour).Unix()}
 	})
+	o.crmAS.Set(func(k *authtest.ASKnobs) { k.TokenLife = 3 * time.Hour })
 	o.loggedIn(alice)
 	files, crm := o.works(alice, "files"), o.works(alice, "crm")
 	o.works(alice, "wiki")
+	// The login is renewed, for one of them, right before.
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.IDToken = map[string]any{"exp": o.clock.Now().Add(5 * time.Minute).Unix()}
+	})
+	o.clock.Advance(3 * time.Minute)
+	wiki := o.works(alice, "wiki")
 	o.idp.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusServiceUnavailable) })
-	o.clock.Advance(30 * time.Minute)
-	if o.works(alice, "files") != files || o.works(alice, "crm") != crm {
-		t.Error("kept tokens are not used")
+	for range 25 { // more than an hour
+		if o.works(alice, "files") != files || o.works(alice, "crm") != crm {
+			t.Fatal("kept tokens are not used")
+		}
+		if now := o.clock.Now(); now.Before(start.Add(5*time.Minute)) && o.works(alice, "wiki") != wiki {
+			t.Fatal("the login is not used")
+		}
+		o.clock.Advance(3 * time.Minute)
 	}
 	if say := o.fails(alice, "wiki"); !strings.Contains(say, "could not be reached") {
 		t.Errorf("what needs the login says %q", say)
@@ -287,7 +346,9 @@ func TestProviderAway(t *testing.T) {
 	if s := o.Status(alice, "wiki"); s.LastError == nil {
 		t.Errorf("status: %+v", s)
 	}
-	o.idp.Set(func(k *authtest.ASKnobs) { k.Token, k.IDToken = nil, map[string]any{} })
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Token, k.IDToken = nil, map[string]any{"exp": o.clock.Now().Add(time.Hour).Unix()}
+	})
 	o.clock.Advance(time.Minute)
 	o.works(alice, "wiki")
 	if s := o.Status(alice, "wiki"); s.LastError != nil {
@@ -304,12 +365,17 @@ func TestLoginEnded(t *testing.T) {
 	o.idp.Set(func(k *authtest.ASKnobs) {
 		k.IDToken = map[string]any{"exp": o.clock.Now().Add(2 * time.Minute).Unix()}
 	})
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Claims = map[string]any{"exp": o.clock.Now().Add(3 * time.Hour).Unix()} })
 	o.loggedIn(alice)
+	o.works(alice, "files")
 	o.works(alice, "wiki")
 	o.idp.RevokeAll()
 	o.clock.Advance(5 * time.Minute)
 	if link := o.link(alice, "wiki"); link.Reason != auth.ReasonExpired {
 		t.Errorf("reason %s", link.Reason)
+	}
+	if s := o.Exchanges(); s.Size != 0 {
+		t.Errorf("tokens of it are kept: %+v", s)
 	}
 }
 
@@ -355,6 +421,30 @@ func TestLoginIsVerified(t *testing.T) {
 		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"sub": "mallory"} })
 		o.clock.Advance(5 * time.Minute)
 		o.link(alice, "wiki") // and not mallory's token
+	})
+	t.Run("an access token renewed for somebody else", func(t *testing.T) {
+		o := newOffice(t, func(o *office, c *auth.Config) {
+			o.idp.Set(func(k *authtest.ASKnobs) { k.TokenLife = 2 * time.Minute })
+			c.Remotes[0].SubjectTokenType = exchange.TypeAccessToken
+		})
+		o.loggedIn(alice)
+		o.works(alice, "files")
+		before := o.idp.Count(authtest.EndpointToken)
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken = map[string]any{"sub": "mallory", "nonce": "another"} })
+		o.clock.Advance(90 * time.Minute)
+		o.link(alice, "files")
+		o.link(alice, "wiki")
+		for _, r := range o.idp.Requests(authtest.EndpointToken)[before:] {
+			if r.Form.Has("subject_token") {
+				t.Error("what came with mallory's ID token is exchanged as alice's")
+			}
+		}
+		if s := o.Exchanges(); s.Size != 0 {
+			t.Errorf("of a login that has ended tokens are kept: %+v", s)
+		}
+		if !strings.Contains(o.log.String(), `level=WARN msg="a renewed login is another account's`) {
+			t.Error("no warning in the log")
+		}
 	})
 }
 
@@ -418,27 +508,223 @@ func TestUnwanted(t *testing.T) {
 	}
 }
 
-// A remote that moves to another authorization server is followed there.
-func TestMachineFollows(t *testing.T) {
+// Where tokens come from is looked for once, whoever waits for it and leaves; what
+// came of it counts for those who come later.
+func TestOneLooks(t *testing.T) {
 	o := newOffice(t, nil)
-	o.works(alice, "jobs")
-	next := authtest.NewAS(t)
-	next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
-	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = authtest.Status(http.StatusNotFound) })
-	o.jobs.Set(func(k *authtest.RemoteKnobs) {
-		k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+	if err := o.logIn(o.link(alice, "wiki")); err != nil {
+		t.Fatal(err)
+	}
+	o.clock.Advance(10 * time.Minute) // what the login knew of the provider is old
+	asked, gate := make(chan struct{}, 10), make(chan struct{})
+	o.idp.Set(func(k *authtest.ASKnobs) {
+		k.Metadata = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			asked <- struct{}{}
+			<-gate
+			authtest.Status(http.StatusServiceUnavailable)(w, r, next)
+		}
 	})
-	o.clock.Advance(2 * time.Hour)
-	if say := o.fails(alice, "jobs"); !strings.Contains(say, "could not be reached or failed") {
-		t.Errorf("at the old server: %q", say)
+	before := o.idp.Count(authtest.EndpointMetadata)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error)
+	for range 3 {
+		go func() {
+			_, err := o.Authorizer(alice, "files").Token(ctx)
+			left <- err
+		}()
 	}
-	// The remote trusts the old server alone, in this test.
-	if _, err := o.send(alice, "jobs"); err == nil {
-		t.Error("the remote takes the new server's token")
+	<-asked
+	leave()
+	for range 3 {
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
 	}
-	if n := next.Count(authtest.EndpointToken); n == 0 {
-		t.Error("the new server was not asked")
+	for range 3 { // and these come when the others have left
+		if _, err := o.Authorizer(alice, "files").Token(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
 	}
+	if n := o.idp.Count(authtest.EndpointMetadata) - before; n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	close(gate)
+	for range 3 {
+		if say := o.fails(alice, "files"); !strings.Contains(say, "503") {
+			t.Errorf("%q", say)
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointMetadata) - before; n > 2 { // it has two places
+		t.Errorf("%d requests", n)
+	}
+	o.idp.Set(func(k *authtest.ASKnobs) { k.Metadata = nil })
+	o.clock.Advance(2 * time.Second)
+	o.works(alice, "files")
+}
+
+// More permissions are one user's: what the server refuses to another costs them
+// nothing, nor does a refusal cost what they had; and an operation leads to more
+// a few times only.
+func TestMoreScopesAreOnesOwn(t *testing.T) {
+	o := newOffice(t, nil)
+	o.loggedIn(alice)
+	o.idp.Set(func(k *authtest.ASKnobs) { k.User = "bob" })
+	o.loggedIn(bob)
+	forbids := func(p auth.Principal, scope string) error {
+		ctx := auth.ForOperation(t.Context(), func() string { return "tools/call greedy" })
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.crm.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+o.works(p, "crm"))
+		return o.Authorizer(p, "crm").Challenge(ctx, &http.Response{StatusCode: http.StatusForbidden, Request: req,
+			Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + scope + `"`}}})
+	}
+	scopes := func(p auth.Principal) string { return strings.Join(o.Status(p, "crm").Scopes, " ") }
+	refuses := func(scope, user string) {
+		o.crmAS.Set(func(k *authtest.ASKnobs) {
+			k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+				if parts := strings.Split(r.PostFormValue("assertion"), "."); len(parts) == 3 {
+					claims, _ := base64.RawURLEncoding.DecodeString(parts[1])
+					if strings.Contains(string(claims), user) && strings.Contains(r.PostForm.Get("scope"), scope) {
+						authtest.Answer(http.StatusBadRequest, "application/json", `{"error":"invalid_scope"}`)(w, r, next)
+						return
+					}
+				}
+				next(w, r)
+			}
+		})
+	}
+	refuses("admin", `"bob"`)
+	alices, bobs := o.works(alice, "crm"), o.works(bob, "crm")
+	if err := forbids(alice, "admin"); err != nil {
+		t.Fatal(err)
+	}
+	if o.works(alice, "crm") == alices || scopes(alice) != "admin" {
+		t.Errorf("no other token, with %q", scopes(alice))
+	}
+	if o.works(bob, "crm") != bobs || scopes(bob) != "" {
+		t.Errorf("another user has another token, with %q", scopes(bob))
+	}
+	if e, ok := errors.AsType[*auth.Error](forbids(bob, "admin")); !ok || !strings.Contains(e.Say, "invalid_scope") {
+		t.Errorf("what the server refuses: %v", e)
+	}
+	if o.works(bob, "crm") != bobs || scopes(bob) != "" {
+		t.Errorf("after a refusal another token, with %q", scopes(bob))
+	}
+
+	if e, ok := errors.AsType[*auth.Error](forbids(alice, "admin")); !ok || !strings.Contains(e.Say, "forbids this") {
+		t.Errorf("what was granted already: %v", e)
+	}
+	if err := forbids(alice, "more"); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := errors.AsType[*auth.Error](forbids(alice, "still-more")); !ok || e.Kind != auth.KindForbidden || !strings.Contains(e.Say, "2 times") {
+		t.Errorf("a third time: %v", e)
+	}
+
+	// What was granted is not any longer: the rest goes on.
+	refuses("more", `"alice"`)
+	o.crmAS.ExpireAll()
+	if _, err := o.send(alice, "crm"); err == nil {
+		t.Error("the token from before is good")
+	}
+	o.works(alice, "crm")
+	if scopes(alice) != "" {
+		t.Errorf("with %q", scopes(alice))
+	}
+
+	// Signing out forgets it, too.
+	refuses("nothing", "nobody")
+	if _, err := o.SignOut(t.Context(), alice, "crm"); err != nil {
+		t.Fatal(err)
+	}
+	if err := forbids(alice, "admin"); err != nil {
+		t.Errorf("after signing out: %v", err)
+	}
+}
+
+// What the gateway proves itself with goes to the authorization server that has
+// accepted it, whatever the remote says later, also after a restart; to another
+// one when the config says so.
+func TestIssuerStays(t *testing.T) {
+	for _, name := range []string{"jobs", "crm"} {
+		t.Run(name, func(t *testing.T) {
+			var config auth.Config
+			o := newOffice(t, func(_ *office, c *auth.Config) { config = *c })
+			restart := func() {
+				t.Helper()
+				o.Close()
+				var err error
+				if o.Broker, err = auth.New(config); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(o.Close)
+			}
+			o.loggedIn(alice)
+			o.works(alice, name)
+			next := authtest.NewAS(t)
+			next.AddClient(authtest.OAuthClient{ID: "at-crm", Secret: "canary-cs-at-crm-01", Method: "client_secret_basic"})
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) {
+				k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+				k.MCP = authtest.Status(http.StatusUnauthorized)
+			})
+			refused := func() {
+				t.Helper()
+				for range 2 {
+					say := o.fails(alice, name)
+					if !strings.Contains(say, next.Issuer()) || !strings.Contains(say, o.crmAS.Issuer()) || !strings.Contains(say, "auth.issuer") {
+						t.Errorf("%q", say)
+					}
+				}
+			}
+			refused()
+			restart()
+			refused()
+			if n := len(next.Requests("")); n != 0 {
+				t.Errorf("%d requests to the other server", n)
+			}
+			if log := o.log.String(); !strings.Contains(log, "event=issuer_changed") || !strings.Contains(log, "remote="+name) {
+				t.Error("no event in the log")
+			}
+
+			// Back where it was it works by itself.
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) { k.Document, k.MCP = nil, nil })
+			o.works(alice, name)
+
+			i := slices.IndexFunc(config.Remotes, func(r auth.Remote) bool { return r.Name == name })
+			config.Remotes = slices.Clone(config.Remotes)
+			config.Remotes[i].Issuer = next.Issuer()
+			o.remote(name).Set(func(k *authtest.RemoteKnobs) {
+				k.Document = map[string]any{"authorization_servers": []string{next.Issuer()}}
+			})
+			restart()
+			if _, err := o.send(alice, name); err == nil {
+				t.Error("the remote, which trusts the old server alone in this test, takes the new one's token")
+			}
+			if n := next.Count(authtest.EndpointToken); n == 0 {
+				t.Error("the server that the config names was not asked")
+			}
+		})
+	}
+}
+
+// An assertion for one authorization server is not shown to another.
+func TestAssertionIsForItsServer(t *testing.T) {
+	o := newOffice(t, func(o *office, c *auth.Config) { c.Remotes[2].Audience = o.crmAS.Issuer() })
+	evil := authtest.NewAS(t)
+	o.crm.Set(func(k *authtest.RemoteKnobs) {
+		k.Document = map[string]any{"authorization_servers": []string{evil.Issuer()}}
+	})
+	o.loggedIn(alice)
+	if say := o.fails(alice, "crm"); !strings.Contains(say, "auth.audience") {
+		t.Errorf("%q", say)
+	}
+	if n := evil.Count(authtest.EndpointToken); n != 0 {
+		t.Errorf("%d requests to the other server", n)
+	}
+	o.crm.Set(func(k *authtest.RemoteKnobs) { k.Document = nil })
+	o.works(alice, "crm")
 }
 
 // Dex: its own parameters, metadata below a path at the OpenID place only, and
@@ -505,6 +791,40 @@ func TestDex(t *testing.T) {
 	o.loggedIn(alice)
 	if say := o.fails(alice, "files"); !strings.Contains(say, "does not tell its issuer") {
 		t.Errorf("%q", say)
+	}
+}
+
+// The gateway's own provider is asked as the login asks it, wherever else the
+// remote may go, and an endpoint that wants a certificate with that one, its
+// metadata included.
+func TestWhoMayReachTheProvider(t *testing.T) {
+	clients, err := guard.New(guard.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clients.Close)
+	nowhere := clients.Client(guard.Policy{})
+	o := newOffice(t, func(_ *office, c *auth.Config) { c.Remotes[0].HTTP = nowhere })
+	if err := o.logIn(o.link(alice, "wiki")); err != nil {
+		t.Fatal(err)
+	}
+	o.works(alice, "files")
+
+	dex := authtest.NewAS(t)
+	dex.AddClient(authtest.OAuthClient{ID: "gw-at-dex", Secret: "canary-cs-dex-00001", Method: "client_secret_basic"})
+	remote := authtest.NewRemote(t, authtest.RemoteConfig{AS: dex})
+	remote.Set(func(k *authtest.RemoteKnobs) { k.Audience = "files" })
+	for _, issuer := range []string{"", dex.Issuer()} {
+		o = newOffice(t, func(o *office, c *auth.Config) {
+			o.files = remote
+			r := &c.Remotes[0]
+			r.URL, r.Issuer, r.TokenEndpoint, r.ClientID, r.ClientSecret = remote.URL, issuer, dex.Issuer()+"/token", "gw-at-dex", secret.New("canary-cs-dex-00001")
+			r.TokenHTTP, r.HTTP = r.HTTP, nowhere
+		})
+		if err := o.logIn(o.link(alice, "wiki")); err != nil {
+			t.Fatal(err)
+		}
+		o.works(alice, "files") // by an opaque token, which counts if the metadata name the endpoint
 	}
 }
 

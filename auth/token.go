@@ -195,7 +195,12 @@ func (b *Broker) refresh(ctx context.Context, h *hold, refused bool) error {
 	}
 	b.refreshed(h.key.remote, RefreshDone)
 	if h.remote.login && !answer.ID.IsEmpty() {
-		if err := b.verifyLogin(ctx, answer.ID, "", g.ID); err != nil {
+		err := b.verifyLogin(ctx, answer.ID, "", g.ID)
+		if errors.Is(err, errAnotherSubject) {
+			// All of the answer is somebody else's, and so is what comes after it.
+			log.Warn("a renewed login is another account's: it is ended", "error", err)
+			return b.refreshEnded(h, g, "the identity provider has renewed it for another account; log in again")
+		} else if err != nil {
 			// The rest of the answer is good, and the old refresh token may be used up.
 			log.Warn("the renewed ID token is not used", "error", err)
 			answer.ID = secret.Text{}
@@ -367,19 +372,7 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, sent *grant, err error
 	e, _ := errors.AsType[*endpoint.Error](err)
 	if e != nil && e.Code == "invalid_grant" {
 		log.Info("the authorization server ended the grant", "error", err)
-		// Its own context: the request may have used up the other's time.
-		ctx, done, workErr := b.work(storeTime)
-		if workErr != nil {
-			return workErr
-		}
-		defer done()
-		if err := b.endGrant(ctx, h, sent); errors.Is(err, ErrConflict) {
-			return nil
-		} else if err != nil {
-			return internalError(h.key.remote, err)
-		}
-		b.noteTrouble(h.key, &Error{KindToken, h.key.remote, "its authorization server has ended the sign-in; sign in again", nil})
-		return nil
+		return b.refreshEnded(h, sent, "its authorization server has ended the sign-in; sign in again")
 	}
 	var failure *Error
 	h.mu.Lock()
@@ -406,4 +399,21 @@ func (b *Broker) refreshFailed(log *slog.Logger, h *hold, sent *grant, err error
 	log.Warn("refresh failed", "error", err)
 	b.noteTrouble(h.key, failure)
 	return failure
+}
+
+// refreshEnded ends the grant whose refresh token was sent, if it is still held.
+func (b *Broker) refreshEnded(h *hold, sent *grant, say string) error {
+	// Its own context: the request may have used up the other's time.
+	ctx, done, err := b.work(storeTime)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := b.endGrant(ctx, h, sent); errors.Is(err, ErrConflict) {
+		return nil
+	} else if err != nil {
+		return internalError(h.key.remote, err)
+	}
+	b.noteTrouble(h.key, &Error{KindToken, h.key.remote, say, nil})
+	return nil
 }

@@ -1,9 +1,11 @@
 package exchange
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -79,9 +81,10 @@ func readClaims(token secret.Text) (c claims, ok bool) {
 // lives.
 const unknownLife = 5 * time.Minute
 
-// check judges an answer of a server to a request for a type of token for these
-// audiences, and returns until when it is good.
-func (s *Server) check(a *endpoint.Answer, requested string, audiences []string, now time.Time) (expires time.Time, err error) {
+// check judges an answer of a server to a request for a type of token that must
+// be meant for us as far as it says whom it is for, and returns until when it is
+// good.
+func (s *Server) check(a *endpoint.Answer, requested string, meant func(audience []string) bool, now time.Time) (expires time.Time, err error) {
 	if !fits(a.IssuedType, requested) {
 		return time.Time{}, ErrTokenType
 	}
@@ -98,8 +101,7 @@ func (s *Server) check(a *endpoint.Answer, requested string, audiences []string,
 	}
 	// What says nothing of its audience, or says it to the remote alone, is as
 	// good as the server's word.
-	if len(c.Audience) > 0 && len(audiences) > 0 &&
-		!slices.ContainsFunc(audiences, func(want string) bool { return slices.Contains(c.Audience, want) }) {
+	if len(c.Audience) > 0 && !meant(c.Audience) {
 		return time.Time{}, ErrAudience
 	}
 	if a.ExpiresIn > 0 {
@@ -115,6 +117,43 @@ func (s *Server) check(a *endpoint.Answer, requested string, audiences []string,
 		return time.Time{}, ErrExpired
 	}
 	return expires, nil
+}
+
+// meant reports whether these are the audience that the first server was asked
+// for.
+func (t *Target) meant(audience []string) bool {
+	// A machine's resource is what its remote publishes, and servers that do not
+	// know the parameter put something else into aud; an exchange's comes from the
+	// config.
+	byResource := t.Resource != "" && t.Kind == Exchange
+	return t.Audience == "" && !byResource ||
+		t.Audience != "" && slices.Contains(audience, t.Audience) ||
+		byResource && slices.Contains(audience, t.Resource)
+}
+
+// meantThere is meant for the second server of an ID-JAG. What it calls the
+// remote is between those two, some name themselves, but a URL of a third place is
+// not the remote.
+func (t *Target) meantThere(audience []string) bool {
+	there := placeOf(t.Resource)
+	return there == "" || slices.ContainsFunc(audience, func(a string) bool {
+		place := placeOf(a)
+		return place == "" || place == there || place == placeOf(t.Then.Issuer)
+	})
+}
+
+// placeOf is the origin of a web address, empty for any other name.
+func placeOf(name string) string {
+	u, err := url.Parse(name)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	scheme := strings.ToLower(u.Scheme)
+	port := map[string]string{"http": "80", "https": "443"}[scheme]
+	if port == "" {
+		return ""
+	}
+	return scheme + "://" + strings.ToLower(u.Hostname()) + ":" + cmp.Or(u.Port(), port)
 }
 
 // fits reports whether a token of the issued type serves who asked for the

@@ -10,6 +10,7 @@ import (
 // entry is what is kept under a key: a token, what failed, or both.
 type entry struct {
 	key     key
+	person  key     // the key but for the subject's token
 	subject Subject // without its token
 	remote  string
 	place   *list.Element
@@ -29,13 +30,14 @@ type entry struct {
 type cache struct {
 	max     int
 	entries map[key]*entry
-	recent  *list.List // of *entry, the most recently used in front
+	latest  map[key]*entry // by entry.person: the one with the last token
+	recent  *list.List     // of *entry, the most recently used in front
 	swept   time.Time
 	evicted uint64
 }
 
 func newCache(max int) *cache {
-	return &cache{max: max, entries: map[key]*entry{}, recent: list.New()}
+	return &cache{max: max, entries: map[key]*entry{}, latest: map[key]*entry{}, recent: list.New()}
 }
 
 // get returns what is kept under a key, if it is still good for something.
@@ -52,6 +54,17 @@ func (c *cache) get(k key, now time.Time) *entry {
 	return e
 }
 
+// last returns the entry of the last token that was got for the same as an entry
+// under this key, whatever token the subject presented then.
+func (c *cache) last(person key, now time.Time) *entry {
+	e := c.latest[person]
+	if e == nil || !e.valid(now) {
+		return nil
+	}
+	c.recent.MoveToFront(e.place)
+	return e
+}
+
 // gone reports whether nothing of an entry matters any more.
 func (e *entry) gone(now time.Time) bool {
 	return !e.valid(now) && !now.Before(e.retryAt) && !now.Before(e.rejectedAt.Add(rejectedAgain))
@@ -60,7 +73,7 @@ func (e *entry) gone(now time.Time) bool {
 func (e *entry) valid(now time.Time) bool { return e.token != nil && now.Before(e.token.Expires) }
 
 // put returns the entry of a key, making room for it if it is new.
-func (c *cache) put(k key, s Subject, remote string, now time.Time) *entry {
+func (c *cache) put(k, person key, s Subject, remote string, now time.Time) *entry {
 	if e := c.entries[k]; e != nil {
 		c.recent.MoveToFront(e.place)
 		return e
@@ -71,7 +84,7 @@ func (c *cache) put(k key, s Subject, remote string, now time.Time) *entry {
 		c.evicted++
 	}
 	s.Token = secret.Text{}
-	e := &entry{key: k, subject: s, remote: remote}
+	e := &entry{key: k, person: person, subject: s, remote: remote}
 	e.place = c.recent.PushFront(e)
 	c.entries[k] = e
 	return e
@@ -80,6 +93,9 @@ func (c *cache) put(k key, s Subject, remote string, now time.Time) *entry {
 func (c *cache) drop(e *entry) {
 	c.recent.Remove(e.place)
 	delete(c.entries, e.key)
+	if c.latest[e.person] == e {
+		delete(c.latest, e.person)
+	}
 }
 
 // sweepEvery is how often what has expired is looked for beyond what is asked

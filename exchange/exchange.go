@@ -95,6 +95,7 @@ type Exchanger struct {
 // flight is one exchange that everybody who needs it waits for.
 type flight struct {
 	subject Subject
+	person  key
 	remote  string
 	cleared bool // its outcome is nobody's; guarded by Exchanger.mu
 	done    chan struct{}
@@ -134,19 +135,37 @@ func (x *Exchanger) Close() {
 // Token returns a token of the subject for the target: one that is kept, or a
 // new one. A kept one serves for as long as it lives, also if the subject's own
 // token has expired meanwhile or its server is away; near its end another one is
-// fetched beside it. Failures are [*endpoint.Error]s, [gate.ErrShut], or the errors of this
+// fetched beside it. While no server answers, one that was got for an earlier
+// token of the subject serves, too. Failures are [*endpoint.Error]s, [gate.ErrShut], or the errors of this
 // package; the caller's context ends the waiting and nothing else.
 func (x *Exchanger) Token(ctx context.Context, s Subject, t *Target) (*Token, error) {
 	f, token, err := x.look(s, t)
-	if f == nil {
-		return token, err
+	if f != nil {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-f.done:
+			token, err = f.token, f.err
+		}
 	}
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-f.done:
-		return f.token, f.err
+	if err != nil && outcomeOf(err) != OutcomeRefused {
+		if last := x.Last(s, t); last != nil {
+			return last, nil
+		}
 	}
+	return token, err
+}
+
+// Last returns the token that was got last for the subject, whatever token that
+// presented then, nil if it has expired. It is for when none can be had for the
+// present one.
+func (x *Exchanger) Last(s Subject, t *Target) *Token {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e := x.cache.last(personOf(s, t), x.now()); e != nil {
+		return e.token
+	}
+	return nil
 }
 
 // look returns the kept token, or the exchange to wait for, or why there is
@@ -202,7 +221,7 @@ func (x *Exchanger) startLocked(k key, s Subject, t *Target) *flight {
 	if x.closed || x.flights[k] != nil {
 		return nil
 	}
-	f := &flight{subject: s, remote: t.Remote, done: make(chan struct{})}
+	f := &flight{subject: s, person: personOf(s, t), remote: t.Remote, done: make(chan struct{})}
 	x.flights[k] = f
 	x.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(x.ctx, exchangeTime)
@@ -235,13 +254,14 @@ func (x *Exchanger) finish(k key, f *flight, token *Token, err error) {
 		}
 		return
 	}
-	e := x.cache.put(k, f.subject, f.remote, now)
+	e := x.cache.put(k, f.person, f.subject, f.remote, now)
 	if e.err = err; err != nil {
 		e.retryAt = now.Add(min(retryPause<<min(e.fails, 10), retryPauseMax))
 		e.fails++
 		return
 	}
 	e.token, e.issued, e.fails, e.retryAt = token, now, 0, time.Time{}
+	x.cache.latest[e.person] = e
 	// Early enough that nobody waits, and late enough to be worth it.
 	e.renewAt = token.Expires.Add(-min(token.Expires.Sub(now)/5, time.Minute))
 }
@@ -254,6 +274,9 @@ func (x *Exchanger) Reject(s Subject, t *Target, token string) bool {
 	defer x.mu.Unlock()
 	now := x.now()
 	e := x.cache.get(keyOf(s, t), now)
+	if e == nil || e.token == nil {
+		e = x.cache.last(personOf(s, t), now)
+	}
 	switch {
 	case e == nil || e.token == nil || e.token.Access.Value() != token:
 		return true // it is not what Token would give
@@ -313,6 +336,9 @@ func (x *Exchanger) run(ctx context.Context, s Subject, t *Target) (*Token, erro
 }
 
 func outcomeOf(err error) string {
+	if errors.Is(err, gate.ErrShut) {
+		return OutcomeShut
+	}
 	if e, ok := errors.AsType[*endpoint.Error](err); ok && !e.Refused() {
 		return OutcomeFailed
 	}
@@ -325,7 +351,7 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 		return nil, err
 	}
 	requested := t.requested()
-	expires, err := t.Server.check(answer, requested, t.audiences(), x.now())
+	expires, err := t.Server.check(answer, requested, t.meant, x.now())
 	if err != nil || t.Kind != IDJAG {
 		return &Token{Access: answer.Access, Expires: expires, Issued: answer.IssuedType}, err
 	}
@@ -343,7 +369,7 @@ func (x *Exchanger) request(ctx context.Context, s Subject, t *Target) (*Token, 
 	if answer, err = x.ask(ctx, &t.Then, form); err != nil {
 		return nil, &ThenError{err}
 	}
-	expires, err = t.Then.check(answer, TypeAccessToken, nil, x.now())
+	expires, err = t.Then.check(answer, TypeAccessToken, t.meantThere, x.now())
 	if err != nil {
 		return nil, &ThenError{err}
 	}
@@ -360,21 +386,6 @@ func (x *Exchanger) ask(ctx context.Context, s *Server, form url.Values) (answer
 	}
 	defer func() { leave(gate.Judge(err)) }()
 	return endpoint.Token(ctx, s.HTTP.Fetch(), s.Endpoint, s.Client, form)
-}
-
-// audiences are whom the answer of the first server may be for.
-func (t *Target) audiences() []string {
-	var out []string
-	if t.Audience != "" {
-		out = append(out, t.Audience)
-	}
-	// A machine's resource is what its remote publishes, and servers that do not
-	// know the parameter put something else into aud; an exchange's comes from the
-	// config.
-	if t.Resource != "" && t.Kind == Exchange {
-		out = append(out, t.Resource)
-	}
-	return out
 }
 
 // ThenError is a failure at the second server of an ID-JAG.

@@ -317,6 +317,77 @@ func TestReject(t *testing.T) {
 	}
 }
 
+// A token that was got for an earlier token of the subject serves while no server
+// answers, for as long as it lives: not where one refuses, not for anybody or
+// anything else, not after the remote has rejected it or its owner has gone.
+func TestEarlierToken(t *testing.T) {
+	f := setUp(t, Config{})
+	away := func(w http.ResponseWriter, _ *http.Request, _ int) { w.WriteHeader(http.StatusServiceUnavailable) }
+	first := f.token(t, f.alice, f.target) // for ten minutes
+	renewed := f.alice
+	renewed.Token = secret.New("canary-alice-2")
+	f.provider.set(away)
+	for range 12 { // the last of these meet a gate that is shut
+		if f.token(t, renewed, f.target) != first {
+			t.Error("not the token that is left")
+		}
+		f.clock.add(2 * time.Second)
+	}
+	if n := len(f.provider.requests()); n < 2 || n > 9 {
+		t.Errorf("%d requests", n)
+	}
+	other, elsewhere, another := renewed, *f.target, renewed
+	other.ID, elsewhere.Audience, another.Type = "bob", "wiki", TypeAccessToken
+	for _, err := range []error{errOf(f.Token(t.Context(), other, f.target)), errOf(f.Token(t.Context(), renewed, &elsewhere)), errOf(f.Token(t.Context(), another, f.target))} {
+		if err == nil {
+			t.Error("a token for something else")
+		}
+	}
+
+	f.clock.add(2 * time.Minute)
+	f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		io.WriteString(w, `{"error":"access_denied"}`)
+	})
+	if _, err := f.Token(t.Context(), renewed, f.target); err == nil {
+		t.Error("the provider says no, and the earlier token is used")
+	}
+
+	f.provider.set(nil)
+	f.clock.add(time.Minute)
+	second := f.token(t, renewed, f.target)
+	if second == first {
+		t.Error("the provider is back, and the earlier token is used")
+	}
+	f.provider.set(away)
+	third := f.alice
+	third.Token = secret.New("canary-alice-3")
+	if f.token(t, third, f.target) != second {
+		t.Error("not the last token")
+	}
+	if !f.Reject(third, f.target, second) {
+		t.Error("the rejection is not worth another try")
+	}
+	if _, err := f.Token(t.Context(), third, f.target); err == nil {
+		t.Error("a token that was rejected")
+	}
+
+	f.provider.set(nil)
+	f.clock.add(2 * time.Minute)
+	f.token(t, third, f.target)
+	f.provider.set(away)
+	f.Clear(f.alice.Issuer, "alice", "")
+	if _, err := f.Token(t.Context(), renewed, f.target); err == nil || f.Last(third, f.target) != nil {
+		t.Error("a token of somebody who signed out")
+	}
+	if len(f.cache.latest) != 0 {
+		t.Errorf("%d are kept as the latest", len(f.cache.latest))
+	}
+}
+
+func errOf(_ *Token, err error) error { return err }
+
 // Who has signed out finds nothing, not even what was on its way.
 func TestClear(t *testing.T) {
 	f := setUp(t, Config{})
@@ -389,10 +460,11 @@ func TestBoundTenThousand(t *testing.T) {
 	c := newCache(defaultMax)
 	now := time.Now()
 	for i := range 15_000 {
-		e := c.put(key{byte(i), byte(i >> 8)}, person(i), "crm", now)
+		e := c.put(key{byte(i), byte(i >> 8)}, key{byte(i), byte(i >> 8), 1}, person(i), "crm", now)
 		e.token = &Token{Expires: now.Add(time.Hour)}
+		c.latest[e.person] = e
 	}
-	if len(c.entries) != defaultMax || c.recent.Len() != defaultMax || c.evicted != 5_000 {
+	if len(c.entries) != defaultMax || len(c.latest) != defaultMax || c.recent.Len() != defaultMax || c.evicted != 5_000 {
 		t.Errorf("%d entries, %d evicted", len(c.entries), c.evicted)
 	}
 }
@@ -732,7 +804,7 @@ func TestIDJAG(t *testing.T) {
 	as := newProvider(t)
 	target := *f.target
 	target.Kind, target.Audience, target.Resource, target.Scopes = IDJAG, as.URL, "https://crm.example/mcp", []string{"crm.read"}
-	target.Then = Server{Endpoint: as.URL + "/token", HTTP: f.http, Client: endpoint.Client{ID: "there", Secret: secret.New("canary-there")}}
+	target.Then = Server{Endpoint: as.URL + "/token", Issuer: as.URL, Pinned: true, HTTP: f.http, Client: endpoint.Client{ID: "there", Secret: secret.New("canary-there")}}
 	jag := map[string]any{"issued_token_type": TypeIDJAG, "token_type": "N_A"}
 	f.provider.set(func(w http.ResponseWriter, _ *http.Request, n int) {
 		f.provider.issue(w, map[string]any{"aud": as.URL, "n": n}, jag)
@@ -775,6 +847,29 @@ func TestIDJAG(t *testing.T) {
 	f.provider.set(func(w http.ResponseWriter, _ *http.Request, _ int) {
 		f.provider.issue(w, map[string]any{"aud": as.URL}, jag)
 	})
+	for name, test := range map[string]struct {
+		claims, members map[string]any
+		want            error
+	}{
+		"of another server":      {map[string]any{"iss": "https://evil.example", "aud": target.Resource}, nil, ErrIssuer},
+		"for another place":      {map[string]any{"aud": "https://payroll.example/mcp"}, nil, ErrAudience},
+		"for other places":       {map[string]any{"aud": []string{"https://crm.example:8443/mcp", "http://crm.example/mcp"}}, nil, ErrAudience},
+		"for the same place":     {map[string]any{"aud": "HTTPS://CRM.example:443"}, nil, nil},
+		"for who issued it":      {map[string]any{"aud": as.URL}, nil, nil},
+		"for several":            {map[string]any{"aud": []string{"https://payroll.example", target.Resource}}, nil, nil},
+		"for a name of its own":  {map[string]any{"aud": "api://crm"}, nil, nil},
+		"that does not tell":     {nil, nil, nil},
+		"that nobody can read":   {nil, map[string]any{"access_token": "canary-opaque"}, nil},
+		"that is of other types": {nil, map[string]any{"issued_token_type": TypeIDJAG}, ErrTokenType},
+	} {
+		as.set(func(w http.ResponseWriter, _ *http.Request, _ int) { as.issue(w, test.claims, test.members) })
+		again := target
+		again.Remote = name
+		_, err := f.Token(t.Context(), f.alice, &again)
+		if _, then := errors.AsType[*ThenError](err); !errors.Is(err, test.want) || then != (test.want != nil) {
+			t.Errorf("a token %s: %v", name, err)
+		}
+	}
 	as.set(func(w http.ResponseWriter, _ *http.Request, _ int) { w.WriteHeader(http.StatusBadGateway) })
 	target.Remote = "down"
 	_, err := f.Token(t.Context(), f.alice, &target)

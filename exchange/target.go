@@ -141,3 +141,10 @@ func keyOf(s Subject, t *Target) key {
 	add(t.scopes()...)
 	return key(h.Sum(nil))
 }
+
+// personOf is keyOf without the token that the subject presents, which is another
+// one each time its login is renewed.
+func personOf(s Subject, t *Target) key {
+	s.Token = secret.Text{}
+	return keyOf(s, t)
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"gatehouse/auth"
@@ -14,8 +15,8 @@ import (
 )
 
 // This file is what is written down of who did what: a record for each sign-in
-// begun, finished and refused, each sign-out, and each request that was passed
-// on to a remote. Arguments and results are never in it, nor what a link or a
+// begun, finished and refused, each sign-out, each request that was passed on to
+// a remote, and each that was refused before. Arguments and results are never in it, nor what a link or a
 // callback holds.
 
 // Outcomes of a request that was passed on to a remote.
@@ -127,8 +128,14 @@ const (
 	eventLogin          = "login" // of a browser at the gateway
 	eventLoginRefused   = "login refused"
 	eventLogout         = "logout"
-	eventRefused        = "refused" // a request, for want of knowing who sends it
+	eventRefused        = "refused" // a request, before anybody looked at what it asks for
 )
+
+// refused notes a request that was refused at the door; why is a word, or the
+// name of a limit. p is the zero principal where nobody knows who sent it.
+func (g *Gateway) refused(r *http.Request, p auth.Principal, why string) {
+	g.record(r.Context(), slog.LevelWarn, eventRefused, p, slog.String("why", why), slog.String("from", g.remoteAddr(r).String()))
+}
 
 func (g *Gateway) signInBegun(ctx context.Context, flow *auth.FlowInfo) {
 	g.metrics.signIn(flow.Remote, signInBegun)
@@ -162,8 +169,8 @@ func whyRefused(err error) string {
 		err error
 		why string
 	}{
-		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrWrongPerson, "wrong_person"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
-		{auth.ErrDenied, "denied"}, {auth.ErrExchange, "exchange_failed"}, {auth.ErrStateUnknown, "state_unknown"}, {errTooMany, "too_many"},
+		{auth.ErrWrongBrowser, "wrong_browser"}, {auth.ErrWrongRemote, "wrong_remote"}, {auth.ErrWrongPerson, "wrong_person"}, {auth.ErrNotLoggedIn, "not_logged_in"}, {auth.ErrIssuerMismatch, "issuer_mismatch"},
+		{auth.ErrDenied, "denied"}, {auth.ErrExchange, "exchange_failed"}, {auth.ErrStateUnknown, "state_unknown"},
 	} {
 		if errors.Is(err, known.err) {
 			return known.why

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"math"
 	"sync"
 	"time"
 )
@@ -35,9 +34,6 @@ func (e *limited) say() string {
 	}
 	return fmt.Sprintf("As many calls are in flight as one user may have: %d (gateway.limits.callsInFlight). Wait for some of them to end and repeat the call.", e.most)
 }
-
-// seconds is what Retry-After says.
-func (e *limited) seconds() int { return max(1, int(math.Ceil(e.retry.Seconds()))) }
 
 func newCallLimit(limits Limits, now func() time.Time) *callLimit {
 	return &callLimit{inFlight: limits.CallsInFlight, perSecond: limits.CallsPerSecond, now: now, spare: float64(limits.CallsPerSecond), filled: now()}

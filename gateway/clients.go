@@ -16,7 +16,12 @@ import (
 const (
 	// clientIdle is how long a client with a session may be silent, without an
 	// open stream, before its session ends. Most clients leave without a word.
-	clientIdle  = 4 * time.Hour
+	clientIdle = 4 * time.Hour
+	// streamGone and silentFor are when a client counts as having left: one whose
+	// event stream is gone, and one that never had any. Its session stays, so that
+	// it can come back, but for its sake nothing is held open any more.
+	streamGone  = time.Minute
+	silentFor   = 15 * time.Minute
 	clientSweep = 10 * time.Second
 )
 
@@ -40,6 +45,7 @@ type client struct {
 	view    *view
 	active  int       // requests being served, the event stream included
 	seen    time.Time // when the last one ended
+	stream  bool      // it has had an event stream
 
 	gone  context.Context // done when the client has ended its session
 	leave context.CancelFunc
@@ -168,15 +174,17 @@ func (c *clients) answered(cl *client, message json.RawMessage) bool {
 	return true
 }
 
-// enter finds a client and counts a request of it; leave ends the request. A
-// client whose view is not theirs who ask is not there for them.
-func (c *clients) enter(id string, theirs func(*view) bool) (cl *client, leave func(), ok bool) {
+// enter finds a client and counts a request of it, for its event stream perhaps;
+// leave ends the request. A client whose view is not theirs who ask is not there
+// for them.
+func (c *clients) enter(id string, stream bool, theirs func(*view) bool) (cl *client, leave func(), ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if cl, ok = c.byID[id]; !ok || !theirs(cl.view) {
 		return nil, nil, false
 	}
 	cl.active++
+	cl.stream = cl.stream || stream
 	return cl, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -191,20 +199,20 @@ func (c *clients) has(id string) bool {
 	return c.byID[id] != nil
 }
 
-// makeRoom reports whether one more client fits. When all places are taken,
-// the one that has been silent the longest gives up its own.
+// makeRoom reports whether one more client fits. When all places are taken, an
+// idle one gives up its own.
 func (c *clients) makeRoom() bool {
 	c.mu.Lock()
-	var oldest *client
+	var idle *client
 	full := len(c.byID) >= c.limit
 	if full {
-		oldest = c.takeOldestLocked()
+		idle = c.takeIdleLocked()
 	}
 	c.mu.Unlock()
-	if oldest != nil {
-		c.displace(oldest)
+	if idle != nil {
+		c.displace(idle)
 	}
-	return !full || oldest != nil
+	return !full || idle != nil
 }
 
 // trim ends those that are too many after a client has come for whom there was
@@ -214,7 +222,7 @@ func (c *clients) trim(last string) {
 		var over *client
 		c.mu.Lock()
 		if len(c.byID) > c.limit {
-			if over = c.takeOldestLocked(); over == nil {
+			if over = c.takeIdleLocked(); over == nil {
 				over = c.byID[last]
 				delete(c.byID, last)
 			}
@@ -227,18 +235,27 @@ func (c *clients) trim(last string) {
 	}
 }
 
-// takeOldestLocked takes out the client that has been silent the longest; nil
-// if none is.
-func (c *clients) takeOldestLocked() (oldest *client) {
+// takeIdleLocked takes out one that is idle, nil if none is: of the principal that
+// holds the most, so that nobody drives others out, the one that has been silent
+// the longest.
+func (c *clients) takeIdleLocked() (chosen *client) {
+	held := map[*view]int{}
 	for _, cl := range c.byID {
-		if cl.active == 0 && (oldest == nil || cl.seen.Before(oldest.seen)) {
-			oldest = cl
+		held[cl.view]++
+	}
+	for _, cl := range c.byID {
+		if cl.active > 0 {
+			continue
+		}
+		if chosen == nil || held[cl.view] > held[chosen.view] ||
+			held[cl.view] == held[chosen.view] && cl.seen.Before(chosen.seen) {
+			chosen = cl
 		}
 	}
-	if oldest != nil {
-		delete(c.byID, oldest.id)
+	if chosen != nil {
+		delete(c.byID, chosen.id)
 	}
-	return oldest
+	return chosen
 }
 
 // displace ends a client that was taken out for another's sake.
@@ -289,15 +306,26 @@ func (c *clients) sweep() {
 	}
 }
 
-// views are those that have clients with a session.
+// views are those that have clients with a session, and whether one of these is
+// there.
 func (c *clients) views() map[*view]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	held := make(map[*view]bool, len(c.byID))
+	now := c.g.now()
 	for _, cl := range c.byID {
-		held[cl.view] = true
+		held[cl.view] = held[cl.view] || !cl.left(now)
 	}
 	return held
+}
+
+// left reports whether a client has gone without a word.
+func (cl *client) left(now time.Time) bool {
+	after := silentFor
+	if cl.stream {
+		after = streamGone
+	}
+	return cl.active == 0 && now.Sub(cl.seen) >= after
 }
 
 // endIdle ends them all at once: a remote that is down makes each goodbye take
@@ -323,9 +351,15 @@ func (c *clients) idle() (gone []*client) {
 	return gone
 }
 
+// close ends what clients are still being asked, which nobody waits for.
 func (c *clients) close() {
 	c.stopOnce.Do(func() { close(c.stop) })
 	c.done.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range c.byID {
+		cl.leave()
+	}
 }
 
 // shortID is as much of a session's id as a log may hold.

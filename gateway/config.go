@@ -663,6 +663,7 @@ func (c *Config) readGateway(r *reader, f *settingsFile) {
 		r.problem(at+".tls", `"cert" and "key" go together`)
 	}
 	checkPublicURL(r, at+".publicUrl", g.PublicURL)
+	g.PublicURL = withoutDefaultPort(g.PublicURL)
 	for i, host := range g.AllowedHosts {
 		if u, err := url.Parse("//" + host); err != nil || u.Host != host || !hasHost(u) {
 			r.problem(fmt.Sprintf("%s.allowedHosts.%d", at, i), "must be a host, with a port or without")
@@ -800,6 +801,16 @@ func checkPublicURL(r *reader, at, raw string) {
 	case u.Scheme == "http" && !isLoopbackName(u.Hostname()):
 		r.problem(at, "plain http is for loopback only: use https")
 	}
+}
+
+// withoutDefaultPort is the origin as browsers write it.
+func withoutDefaultPort(origin string) string {
+	for scheme, port := range map[string]string{"https://": ":443", "http://": ":80"} {
+		if strings.HasPrefix(origin, scheme) {
+			return strings.TrimSuffix(origin, port)
+		}
+	}
+	return origin
 }
 
 // oneOf checks a value that has a default where it is not given.

@@ -213,6 +213,9 @@ func checkClient(r *reader, at string, f *authFile, typ string) {
 	default:
 		r.problem(method, "must be one of client_secret_basic, client_secret_post, private_key_jwt, none")
 	}
+	if typ != auth.TypeExchange && secrets > 0 && f.Issuer == "" && f.TokenEndpoint == "" {
+		r.note(at, `names no "issuer", so the remote says who gets to see the gateway's client, until one has accepted it: better name it here`)
+	}
 }
 
 func checkScopes(r *reader, at string, scopes []string) {
@@ -254,6 +257,12 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 	if f == nil {
 		return
 	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if s.Auth.Type == auth.TypeForward && !s.Disabled && s.Auth.SubjectTokenType != "accessToken" && f.IDTokenFile == "" && f.ClientID != "" && s.Auth.Audience != f.ClientID {
+			r.note(join("mcpServers", s.Name)+".auth.audience", "is not gateway.auth.clientId, whom ID tokens are for: nothing is forwarded unless the provider adds this audience to them")
+		}
+	}
 	l := &Login{Issuer: f.Issuer, ClientID: f.ClientID, ClientSecret: secret.New(f.ClientSecret), Scopes: f.Scopes, IDTokenFile: f.IDTokenFile,
 		Audience: f.Audience, IdentityClaims: f.IdentityClaims}
 	l.AllowAddresses = checkAddresses(r, at+".allowAddresses", f.AllowAddresses)
@@ -275,9 +284,9 @@ func (c *Config) checkLogin(r *reader, at string, f *loginFile) {
 		switch claim {
 		case "":
 			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "must be the name of a claim")
-		case "email", "preferred_username", "name", "nickname":
+		case "email", "preferred_username", "name", "nickname", "upn", "unique_name", "username", "phone_number":
 			// OpenID Connect Core section 5.7: these "MUST NOT be used as unique
-			// identifiers for the End-User".
+			// identifiers for the End-User". So it is with what providers add of the kind.
 			r.problem(fmt.Sprintf("%s.identityClaims.%d", at, i), "%s may change, and may become another person's: name a claim that never does, such as sub", claim)
 		}
 	}

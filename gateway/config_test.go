@@ -174,6 +174,10 @@ func TestConfigProblems(t *testing.T) {
 		{settings(`"proxy": "ftp://proxy.example.com"`), "must be a URL"},
 		{settings(`"auth": {` + login + `}, "sessions": "shared"`), "no effect"},
 		{settings(`"auth": {` + login + `, "identityClaims": ["email"]}`), "may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["upn"]}`), "upn may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["sub", "unique_name"]}`), "unique_name may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["username"]}`), "username may change"},
+		{settings(`"auth": {` + login + `, "identityClaims": ["phone_number"]}`), "phone_number may change"},
 		{settings(`"auth": {` + login + `, "identityClaims": [""]}`), "the name of a claim"},
 		{settings(`"auth": {` + login + `, "idTokenFile": "f", "audience": "x"}`), "stands for everybody"},
 		{settings(`"auth": {` + login + `}, "listen": "0.0.0.0:8080"`), "needs gateway.publicUrl"},
@@ -421,6 +425,50 @@ func TestConfigValues(t *testing.T) {
 	}
 	if printed := fmt.Sprintf("%+v %#v", c, c); strings.Contains(printed, "canary") {
 		t.Error("printing the config prints a secret")
+	}
+}
+
+// Where a secret would go to whatever the remote names, there is a note; where the
+// config says where it goes, none.
+func TestSecretWithoutIssuer(t *testing.T) {
+	for members, noted := range map[string]bool{
+		`"clientId": "i", "clientSecret": "s"`:                                true,
+		`"clientId": "i", "clientSecretFile": "f"`:                            true,
+		`"type": "clientCredentials", "clientId": "i", "privateKeyFile": "k"`: true,
+		`"type": "idJag", "clientId": "i", "clientSecret": "s"`:               true,
+		`"clientId": "i"`: false,
+		`"clientId": "i", "clientSecret": "s", "issuer": "https://as.example.com"`:                                           false,
+		`"type": "clientCredentials", "clientId": "i", "clientSecret": "s", "tokenEndpoint": "https://as.example.com/token"`: false,
+		`"type": "exchange", "audience": "a", "clientId": "i", "clientSecret": "s"`:                                          false,
+	} {
+		_, notes, err := ParseConfig("c.json", []byte(`{"mcpServers": {"r": {"url": "https://r.example.com/mcp", "auth": {`+members+`}}},
+			"gateway": {"auth": {"issuer": "https://idp.example.com", "clientId": "g", "clientSecret": "s"}}}`), env)
+		if err != nil {
+			t.Fatalf("%s: %v", members, err)
+		}
+		if got := slices.ContainsFunc(notes, func(n Note) bool { return n.Path == "mcpServers.r.auth" && strings.Contains(n.Say, `"issuer"`) }); got != noted {
+			t.Errorf("%s: notes %v", members, notes)
+		}
+	}
+}
+
+// An ID token is for the gateway's client: where another audience is to be
+// forwarded, there is a note.
+func TestForwardedAudience(t *testing.T) {
+	for members, noted := range map[string]bool{
+		`"audience": "wiki"`: true,
+		`"audience": "wiki", "subjectTokenType": "idToken"`: true,
+		`"audience": "g"`: false,
+		`"audience": "wiki", "subjectTokenType": "accessToken"`: false,
+	} {
+		_, notes, err := ParseConfig("c.json", []byte(`{"mcpServers": {"r": {"url": "https://r.example.com/mcp", "auth": {"type": "forward", `+members+`}}},
+			"gateway": {"auth": {"issuer": "https://idp.example.com", "clientId": "g"}}}`), env)
+		if err != nil {
+			t.Fatalf("%s: %v", members, err)
+		}
+		if got := slices.ContainsFunc(notes, func(n Note) bool { return n.Path == "mcpServers.r.auth.audience" }); got != noted {
+			t.Errorf("%s: notes %v", members, notes)
+		}
 	}
 }
 
@@ -730,4 +778,22 @@ func FuzzParseConfig(f *testing.F) {
 		mux.HandleFunc("/connect/{flow}", nothing)
 		mux.HandleFunc("/mcp", nothing)
 	})
+}
+
+// TestPublicURLIsAnOrigin: it is what browsers call it, or every form would come
+// from another origin.
+func TestPublicURLIsAnOrigin(t *testing.T) {
+	for given, want := range map[string]string{
+		"https://gw.example.com:443": "https://gw.example.com", "https://gw.example.com:443/": "https://gw.example.com",
+		"https://gw.example.com:8443": "https://gw.example.com:8443", "https://gw.example.com:80": "https://gw.example.com:80",
+		"http://127.0.0.1:80": "http://127.0.0.1", "https://[2001:db8::443]": "https://[2001:db8::443]", "https://[2001:db8::1]:443": "https://[2001:db8::1]",
+	} {
+		c, _, err := ParseConfig("c.json", []byte(settings(`"publicUrl": "`+given+`"`)), func(string) (string, bool) { return "", false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Gateway.PublicURL != want {
+			t.Errorf("%s became %s, want %s", given, c.Gateway.PublicURL, want)
+		}
+	}
 }

@@ -81,8 +81,9 @@ func withURI(object json.RawMessage, uri string) (json.RawMessage, error) {
 }
 
 // ownerOf finds the remote that a URI belongs to, and what the remote calls it:
-// by the resources that are listed, then by the templates. Other URIs are good
-// too, as far as the protocol goes; they can only go where there is no choice.
+// by the resources that are listed, then by the templates, then by what results
+// have named. Other URIs are good too, as far as the protocol goes; they can only
+// go where there is no choice.
 func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, original string, err error) {
 	if e, ok := c.view.latest().resources.lookup(uri); ok {
 		return e.remote, e.original, nil
@@ -102,6 +103,9 @@ func (g *Gateway) ownerOf(ctx context.Context, c caller, uri string) (remote, or
 		if t.name == t.original && matches(t.original, uri) {
 			return t.remote, uri, nil
 		}
+	}
+	if remote, ok := c.view.linked.by(uri); ok {
+		return remote, uri, nil
 	}
 	var connected, unknown []string
 	for _, catalog := range c.view.session.Catalogs(atOnce) {

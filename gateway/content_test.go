@@ -385,6 +385,64 @@ func TestWhoseResource(t *testing.T) {
 	}
 }
 
+// TestLinkedResource: a resource that no remote lists can be read at the one whose
+// result has named it, by whose user it was named to, and nobody else hears of it.
+func TestLinkedResource(t *testing.T) {
+	a := richRemote(t, map[string]string{"prompts/get": `{"messages":[{"role":"user","content":{"type":"resource","resource":{"uri":"b:1","text":""}}},{"role":"user","content":{"type":"resource_link","name":"2","uri":"a:2"}}]}`})
+	b := richRemote(t, map[string]string{
+		"tools/list":     `{"tools":[{"name":"find","inputSchema":{"type":"object"}}]}`,
+		"tools/call":     `{"content":[{"type":"text","text":"\"uri\""},{"type":"resource_link","name":"1","uri":"b:1"}]}`,
+		"resources/read": `{"contents":[{"uri":"b","text":"of b"}]}`,
+	})
+	g := newFront(t, servers("a", a.URL, "b", b.URL))
+	for _, modern := range []bool{false, true} {
+		alice, bob := newPlainClient(t, g.url, "{}", false), newPlainClient(t, g.url, "{}", modern)
+		read := func(c *plainClient, uri string) string { return c.call("resources/read", fmt.Sprintf(`"uri":%q`, uri)) }
+		bob.call("tools/list", "")
+		if got := read(bob, "b:1"); !strings.Contains(got, "not found") {
+			t.Errorf("before anybody has named it: %s", got)
+		}
+		bob.call("tools/call", `"name":"b_find"`)
+		bob.call("prompts/get", `"name":"a_ask_me"`) // which is not the first to name b:1
+		if got := read(bob, "b:1"); !strings.Contains(got, "of b") {
+			t.Errorf("what a result has named: %s", got)
+		}
+		if got := read(bob, "a:2"); !strings.Contains(got, "file:///a") {
+			t.Errorf("what a prompt has named: %s", got)
+		}
+		alice.call("tools/list", "")
+		if got := read(alice, "b:1"); !strings.Contains(got, "not found") {
+			t.Errorf("what was named to another: %s", got)
+		}
+	}
+	if got := a.got("resources/read"); !strings.Contains(got, "a:2") {
+		t.Errorf("the other remote was asked for %s", got)
+	}
+}
+
+// TestLinkedIsBounded: a remote that names resource after resource makes room by
+// forgetting its own, and nobody takes over what another has named.
+func TestLinkedIsBounded(t *testing.T) {
+	var l linked
+	link := func(uri string) json.RawMessage {
+		return json.RawMessage(fmt.Sprintf(`{"content":[{"type":"resource_link","name":"x","uri":%q}]}`, uri))
+	}
+	l.note("quiet", link("its"))
+	for i := range 3 * maxLinked {
+		l.note("loud", link(fmt.Sprint(i)))
+	}
+	l.note("loud", link("its"))
+	l.note("loud", json.RawMessage(`{"content":[{"type":"resource_link","uri":7},"uri"]}`))
+	if len(l.remote) != maxLinked+1 || len(l.uris["loud"]) != maxLinked {
+		t.Errorf("%d are remembered", len(l.remote))
+	}
+	for uri, want := range map[string]string{"its": "quiet", fmt.Sprint(3*maxLinked - 1): "loud", "0": ""} {
+		if got, _ := l.by(uri); got != want {
+			t.Errorf("%s is of %q, want %q", uri, got, want)
+		}
+	}
+}
+
 // TestRemoteSaysNotFound: its code is that of the client's era.
 func TestRemoteSaysNotFound(t *testing.T) {
 	g := newFront(t, servers("r", richRemote(t, map[string]string{"resources/read": `!{"code":-32002,"message":"no such thing","data":{"n":1.0}}`}).URL))
@@ -410,6 +468,7 @@ func TestBadContentRequests(t *testing.T) {
 		{"prompts/get", `"name":"p"`, "-32602 "},
 		{"prompts/get", `"name":"r_p"`, "-32601 "},
 		{"prompts/list", `"cursor":""`, "-32602 "},
+		{"prompts/list", `"cursor":null`, `{"prompts":[{"name":"r_p"}]}`},
 		{"resources/list", `"cursor":"x"`, "-32602 "},
 		{"completion/complete", `"ref":{"type":"ref/prompt","name":"nothing"},"argument":{"name":"a","value":""}`, "-32602 "},
 		{"completion/complete", `"ref":{"type":"ref/prompt","name":"r_p"},"argument":{"name":"a","value":""}`, `{"completion":{"values":[],"total":0,"hasMore":false}}`},

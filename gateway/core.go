@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -84,7 +85,7 @@ func (g *Gateway) list(ctx context.Context, c caller, method string, params json
 			return nil, &invalidParams{"the params of " + method + " are not an object"}
 		}
 		// Everything is on one page, so no cursor was ever given out.
-		if got[0] != nil {
+		if got[0] != nil && string(got[0]) != "null" {
 			return nil, &invalidParams{"unknown cursor"}
 		}
 	}
@@ -95,8 +96,8 @@ func (g *Gateway) list(ctx context.Context, c caller, method string, params json
 	if c.modern {
 		ttl, scope := c.view.cacheHint(kind)
 		out = fmt.Appendf(out, `,"ttlMs":%d,"cacheScope":%q`, ttl.Milliseconds(), scope)
-		c.view.session.Refresh()
 	}
+	c.view.session.Refresh() // what comes of it is announced
 	return append(out, '}'), nil
 }
 
@@ -117,7 +118,11 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 		return nil, err
 	}
 	if t.remote == "" {
-		return g.callOwn(ctx, c, t.name, got[1], params)
+		result, err := g.callOwn(ctx, c, t.name, got[1], params)
+		if err == nil && t.name != toolCall {
+			return g.tellOfStrangers(ctx, c, t.name, result)
+		}
+		return result, err
 	}
 	outgoing, err := rename(params, t.original)
 	if err != nil {
@@ -130,8 +135,16 @@ func (g *Gateway) callTool(ctx context.Context, c caller, params json.RawMessage
 func (g *Gateway) send(ctx context.Context, c caller, remote, method string, params json.RawMessage) (json.RawMessage, error) {
 	began, name := g.now(), nameIn(method, params)
 	result, err := g.pass(ctx, c, remote, method, name, params)
-	g.observe(ctx, c, remote, method, name, began, result, err)
+	g.answered(ctx, c, remote, method, name, began, result, err)
 	return result, err
+}
+
+// answered takes note of what a remote has made of a client's request.
+func (g *Gateway) answered(ctx context.Context, c caller, remote, method, name string, began time.Time, result json.RawMessage, err error) {
+	g.observe(ctx, c, remote, method, name, began, result, err)
+	if err == nil && len(g.index) > 1 {
+		c.view.linked.note(remote, result)
+	}
 }
 
 // pass sends a request to a remote and gets it what it asks for meanwhile.
@@ -187,20 +200,25 @@ func (g *Gateway) find(ctx context.Context, c caller, name string, in func(*merg
 	if e, ok := in(v.now()).lookup(name); ok {
 		return e, nil
 	}
-	owner := g.names.owner(name)
-	if owner < 0 {
-		return entry{}, unknown(name)
-	}
-	remote := g.cfg.Running()[owner].Name
-	if !v.known(remote) {
-		if err := g.connectFirst(ctx, c, remote); err != nil {
+	var failed error
+	for _, owner := range g.names.owners(name) {
+		remote := g.cfg.Running()[owner].Name
+		if v.known(remote) {
+			continue
+		}
+		err := g.connectFirst(ctx, c, remote)
+		if _, required := errors.AsType[*auth.RequiredError](err); required {
 			return entry{}, err
 		}
+		if e, ok := in(v.latest()).lookup(name); ok {
+			return e, nil
+		}
+		failed = cmp.Or(failed, err) // of several with one prefix, another may have it
 	}
 	if e, ok := in(v.latest()).lookup(name); ok {
 		return e, nil
 	}
-	return entry{}, unknown(name)
+	return entry{}, cmp.Or(failed, unknown(name))
 }
 
 // connectFirst connects a remote that has not been listed yet, for a request

@@ -12,9 +12,10 @@
 //     who listens on which stream to the SDK.
 //   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
 //     names.go) and sends the call to the remote, or to the gateway's own tools
-//     (tools.go). content.go does the same for prompts, resources and completion.
+//     (tools.go). content.go does the same for prompts, resources and completion;
+//     linked.go knows whose resource a link in a result is.
 //     notify.go passes on what the remote says meanwhile, subscribe.go that a
-//     resource has changed.
+//     resource has changed; listen.go tells a client on a pipe what it listens for.
 //   - input.go is what a request needs of its client first: a sign-in, or what
 //     the remote asks. A legacy client is sent a request (peers.go); one of
 //     2026-07-28 gets an answer that says so, and comes back with a sealed ticket
@@ -32,8 +33,9 @@
 //
 // What happens is counted in metrics.go and, as far as it concerns who did what,
 // written down in audit.go. What a peer may take of the gateway is bounded:
-// calllimit.go for calls of one principal, ratelimit.go for callbacks, slow.go
-// for its time, refuse.go and lines.go for the form of what it sends.
+// calllimit.go for calls of one principal, ratelimit.go for callbacks and tokens
+// that nobody knows, slow.go for its time, refuse.go and lines.go for the form of
+// what it sends.
 //
 // config.go reads the configuration. Nothing in this package looks at flags or
 // the environment.

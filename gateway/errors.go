@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
@@ -27,6 +28,7 @@ var (
 	errNotHere       = errors.New("nobody is known to be at this browser")
 	errOldPage       = errors.New("a form of a page that is out of date")
 	errDraining      = errors.New("the gateway is shutting down")
+	errNoAnswer      = errors.New("the client did not answer in time")
 )
 
 // invalidParams says what was wrong with the params of a request.
@@ -77,7 +79,15 @@ func whySignIn(e *auth.RequiredError) string {
 	if e.Stranger {
 		why += " (Somebody logged in with another account has opened the link for it and was refused: keep it to yourself.)"
 	}
+	if len(e.Strangers) > 0 {
+		why += " (" + strangersSay(e.Strangers) + ")"
+	}
 	return why
+}
+
+// strangersSay is what the owner of links is told that somebody else has opened.
+func strangersSay(remotes []string) string {
+	return "Somebody logged in with another account has opened a sign-in link of yours, for " + strings.Join(remotes, " and for ") + ", and was refused: keep such links to yourself."
 }
 
 func reasonToSignIn(e *auth.RequiredError) string {
@@ -175,6 +185,8 @@ func sentence(err error) (string, bool) {
 		return "This remote wants a sign-in, but sign-in is switched off in the gateway's config (gateway.oauth.enabled).", true
 	case errors.Is(err, session.ErrClosed):
 		return "The gateway is shutting down, or this session has ended. Repeat the call when it is back.", true
+	case errors.Is(err, errNoAnswer):
+		return fmt.Sprintf("The remote asked your client something, and there was no answer within %s. Repeat the call.", plural(int(answerWait.Minutes()), "minute")), true
 	case errors.Is(err, session.ErrFull):
 		return "The gateway serves as many sessions as it may (gateway.limits.sessions). Close other clients and try again.", true
 	}
@@ -258,6 +270,8 @@ func renderPage(err error, log *slog.Logger) problem {
 		return problem{http.StatusForbidden, "This page is out of date", "The gateway has been restarted, or its config has changed, since the page was opened. Open it again."}
 	case errors.Is(err, errTooMany):
 		return problem{http.StatusTooManyRequests, "Too many requests", "Wait a minute and try again."}
+	case errors.Is(err, session.ErrFull):
+		return problem{http.StatusTooManyRequests, "Too many users at once", "The gateway serves as many sessions as it may (gateway.limits.sessions). Wait a minute and try again."}
 	case errors.Is(err, errDraining):
 		return problem{http.StatusServiceUnavailable, "Shutting down", "The gateway is shutting down. Try again when it is back."}
 	}

@@ -68,6 +68,7 @@ type Gateway struct {
 	before   mergedBefore
 	clients  *clients
 	callback *windowLimit
+	bearers  *windowLimit // tokens that the provider would have to be asked about
 	legacy   http.Handler
 	modern   http.Handler
 
@@ -119,6 +120,7 @@ func New(s Setup) *Gateway {
 	g.names = newNamer(prefixes)
 	limits := s.Config.Gateway.Limits
 	g.callback = newWindowLimit(limits.CallbackPerMinute, limits.CallbackPerMinuteTotal, g.now)
+	g.bearers = newWindowLimit(askedPerMinute, askedPerMinuteTotal, g.now)
 	g.clients = newClients(g, limits.Sessions)
 	g.metrics.watch(g)
 	g.legacy, g.modern = newMCPHandlers(int64(limits.BodyBytes))
@@ -145,6 +147,7 @@ func (g *Gateway) viewLocked(p auth.Principal, capabilities json.RawMessage) (*v
 	}
 	if v := g.views[p]; v != nil {
 		v.seen = g.now()
+		v.wake()
 		return v, nil
 	}
 	s, err := g.sessions.OpenFor(p, capabilities)
@@ -168,6 +171,13 @@ func (g *Gateway) enter(p auth.Principal, capabilities json.RawMessage) (v *view
 	return v, v.leave, nil
 }
 
+// stay keeps an open view open until leave.
+func (v *view) stay() {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	v.requests++
+}
+
 // leave ends a request.
 func (v *view) leave() {
 	v.g.mu.Lock()
@@ -176,17 +186,43 @@ func (v *view) leave() {
 	v.seen = v.g.now()
 }
 
+// maxStreams is how many event streams one principal may hold open. A client needs
+// one.
+const maxStreams = 64
+
+// stream counts an event stream until done is called; false if it is one too many.
+func (v *view) stream() (done func(), ok bool) {
+	v.g.mu.Lock()
+	defer v.g.mu.Unlock()
+	if v.streams >= maxStreams {
+		return nil, false
+	}
+	v.streams++
+	return func() {
+		v.g.mu.Lock()
+		defer v.g.mu.Unlock()
+		v.streams--
+	}, true
+}
+
 // viewIdle is how long the connections of a user are held who has no client
-// with a session, no open stream and no request.
+// with a session, no open stream, no request and no call that waits for them.
 const viewIdle = 40 * time.Second
 
-// restIdle closes what is held for users who have left. Their grants stay.
+// restIdle closes what is held for users who have left. Their grants stay, and
+// what clients need that have not ended their session.
 func (g *Gateway) restIdle() {
 	held := g.clients.views()
-	var idle []*view
+	var idle, resting []*view
 	g.mu.Lock()
 	for p, v := range g.views {
-		if p.Issuer != "" && v.requests == 0 && !held[v] && g.now().Sub(v.seen) > viewIdle {
+		here, hasClients := held[v]
+		switch {
+		case p.Issuer == "" || v.requests > 0 || here || g.now().Sub(v.seen) <= viewIdle:
+		case hasClients:
+			resting = append(resting, v)
+			v.resting.Store(true)
+		default:
 			idle = append(idle, v)
 			delete(g.views, p)
 			// At once, or who comes now would get what is being closed.
@@ -194,14 +230,24 @@ func (g *Gateway) restIdle() {
 		}
 	}
 	g.mu.Unlock()
-	var resting sync.WaitGroup
+	for _, v := range resting {
+		v.session.Rest()
+	}
+	var closing sync.WaitGroup
 	for _, v := range idle {
-		resting.Go(func() {
+		closing.Go(func() {
 			v.close()
 			v.session.Close()
 		})
 	}
-	resting.Wait()
+	closing.Wait()
+}
+
+// wake has the connections of a view opened again that was at rest.
+func (v *view) wake() {
+	if v.resting.Swap(false) {
+		v.session.Wake()
+	}
 }
 
 // end forgets an ephemeral principal: its view, its connections, its grants.
@@ -218,14 +264,19 @@ func (g *Gateway) end(p auth.Principal) {
 }
 
 // Drain refuses new sessions, waits until no call is in flight or ctx is done,
-// and then ends every client's session. A call that is still waiting for its
-// remote then is told so.
+// and then ends every client's session. A call that is still waiting then, for
+// its remote or for its client, is told so.
 func (g *Gateway) Drain(ctx context.Context) {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
 	if g.calls.wait(ctx); ctx.Err() != nil {
 		g.sessions.Close()
+		g.mu.Lock()
+		for _, v := range g.views {
+			v.end() // what waits for a client, not for a remote
+		}
+		g.mu.Unlock()
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
 		defer cancel()
 		g.calls.wait(last)

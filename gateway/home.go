@@ -212,6 +212,9 @@ func facts(s remoteStatus) []homeFact {
 		out = append(out, until)
 	}
 	add("Server", s.Server)
+	if s.StrangerAt != nil {
+		out = append(out, homeFact{Label: "Link opened by another account", Time: s.StrangerAt, Value: ", and refused: keep such links to yourself"})
+	}
 	return out
 }
 

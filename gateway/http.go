@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,7 +23,14 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth"
+	"gatehouse/session"
 	"gatehouse/session/rawjson"
+)
+
+// Where supervisors look whether the process lives, and whether it takes calls.
+const (
+	healthPath = "/healthz"
+	readyPath  = "/readyz"
 )
 
 // Handler returns everything that `gatehouse serve` answers.
@@ -35,8 +43,8 @@ func (g *Gateway) Handler() http.Handler {
 		mux.HandleFunc(resourcePath, g.serveResource)
 	}
 	g.sseRoutes(mux)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", g.serveReady)
+	mux.HandleFunc("GET "+healthPath, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET "+readyPath, g.serveReady)
 	if g.cfg.Gateway.Metrics.Listen == "" {
 		mux.HandleFunc("GET /metrics", g.serveMetrics)
 	}
@@ -112,11 +120,13 @@ func (g *Gateway) serveMetrics(w http.ResponseWriter, r *http.Request) {
 }
 
 // guardHost refuses requests for a name that is not the gateway's: a foreign
-// page whose name was rebound to this address sends its own.
+// page whose name was rebound to this address sends its own. Probes come by whatever
+// address there is, and learn nothing that matters.
 func (g *Gateway) guardHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !g.hostAllowed(r.Host) {
+		if r.URL.Path != healthPath && r.URL.Path != readyPath && !g.hostAllowed(r.Host) {
 			g.log.Warn("request refused: Host is not allowed (gateway.allowedHosts)", "method", r.Method, "host", printable(r.Host))
+			g.refused(r, auth.Principal{}, "host")
 			http.Error(w, "Forbidden: this Host is not served here; gateway.allowedHosts lists the names that are", http.StatusForbidden)
 			return
 		}
@@ -143,6 +153,7 @@ func (g *Gateway) guardOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if origins := r.Header.Values("Origin"); len(origins) > 0 && !g.originAllowed(origins, r.Host) {
 			g.log.Warn("request refused: foreign Origin", "method", r.Method)
+			g.refused(r, auth.Principal{}, "origin")
 			http.Error(w, "Forbidden: requests from pages of another origin are not served", http.StatusForbidden)
 			return
 		}
@@ -256,6 +267,10 @@ func served(ctx context.Context) servedBy {
 
 // serveMCP chooses the era by the request, and the view by its session.
 func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
+	// MCP 2026-07-28, streamable HTTP: event streams should say that a proxy must
+	// not hold them back. Which answers become one is not known yet.
+	w.Header().Set("X-Accel-Buffering", "no")
+	token, _ := bearer(r) // before it is taken away
 	who, ok := g.authenticate(w, r)
 	if !ok {
 		return
@@ -269,9 +284,9 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		// closes the streams.
 		defer g.calls.begin()()
 	}
-	if g.users && (r.Method == http.MethodGet || method == "subscriptions/listen") {
+	if g.users && staysOpen(r, method) {
 		var done context.CancelFunc
-		r, done = g.during(r, who)
+		r, done = g.during(r, who, token)
 		defer done()
 	}
 	if r.Header.Get("Mcp-Protocol-Version") >= modernVersion {
@@ -292,7 +307,7 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		g.serveFirst(w, r, who, method)
 		return
 	}
-	client, leave, ok := g.clients.enter(id, func(v *view) bool { return !g.users || v.principal == who.Principal })
+	client, leave, ok := g.clients.enter(id, r.Method == http.MethodGet, func(v *view) bool { return !g.users || v.principal == who.Principal })
 	if !ok {
 		// MCP 2025-11-25, session management: "The server MAY terminate the session
 		// at any time, after which it MUST respond to requests containing that
@@ -301,8 +316,17 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	if g.refuseCall(w, client.view, method) {
+	client.view.wake()
+	if g.refuseCall(w, r, client.view, method) {
 		return
+	}
+	if staysOpen(r, method) {
+		done, ok := client.view.stream()
+		if !ok {
+			g.refuseStream(w, r, client.view.principal)
+			return
+		}
+		defer done()
 	}
 	if r.Method == http.MethodPost && g.serveShortLegacy(w, r, client, method) {
 		return
@@ -317,11 +341,22 @@ func (g *Gateway) serveMCP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fromElsewhere reports whether a request comes by a name that is not this
-// machine's own or, where the config names a public URL, through the proxy
-// behind it. Such headers can be forged, but only into a refusal.
+// staysOpen reports whether a request is answered by an event stream that lasts.
+func staysOpen(r *http.Request, method string) bool {
+	return r.Method == http.MethodGet || method == "subscriptions/listen"
+}
+
+// refuseStream answers a request for an event stream that is one too many.
+func (g *Gateway) refuseStream(w http.ResponseWriter, r *http.Request, p auth.Principal) {
+	g.tooMany(w, r, p, "streams", fullFor)
+	http.Error(w, "too many event streams of one user: "+strconv.Itoa(maxStreams)+" may be open at once", http.StatusTooManyRequests)
+}
+
+// fromElsewhere reports whether a request comes from another machine, by a name
+// that is not this one's own or, where the config names a public URL, through the
+// proxy behind it. Such headers can be forged, but only into a refusal.
 func (g *Gateway) fromElsewhere(r *http.Request) bool {
-	if !isLoopbackName(hostOf(r.Host)) {
+	if !g.remoteAddr(r).IsLoopback() || !isLoopbackName(hostOf(r.Host)) {
 		return true
 	}
 	return !g.onLoopback() && slices.ContainsFunc([]string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"}, func(name string) bool {
@@ -331,6 +366,12 @@ func (g *Gateway) fromElsewhere(r *http.Request) bool {
 
 // serveFirst serves the request that begins a session.
 func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Identity, method string) {
+	if method != "initialize" && declaresModern(r) {
+		// MCP 2026-07-28, streamable HTTP: a request without the header is refused as
+		// one whose header does not fit its body.
+		writeRPCError(w, http.StatusBadRequest, idOf(r), &jsonrpc.Error{Code: codeHeaderMismatch, Message: "the header Mcp-Protocol-Version does not say the version that _meta does"})
+		return
+	}
 	if r.Method != http.MethodPost || method != "initialize" {
 		// "Servers that require a session ID SHOULD respond to requests without an
 		// Mcp-Session-Id header (other than initialization) with HTTP 400 Bad Request."
@@ -338,9 +379,8 @@ func (g *Gateway) serveFirst(w http.ResponseWriter, r *http.Request, who auth.Id
 		return
 	}
 	if !g.clients.makeRoom() {
-		g.metrics.hit("sessions")
-		w.Header().Set("Retry-After", "60")
-		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+		g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusTooManyRequests)
 		return
 	}
 	// The SDK has put the session's id there, if there is one now.
@@ -372,11 +412,22 @@ func (g *Gateway) serveView(w http.ResponseWriter, r *http.Request, h http.Handl
 
 func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Handler, v *view, err error, who auth.Identity, method string) {
 	if err != nil {
+		if errors.Is(err, session.ErrFull) {
+			g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		}
 		problem := renderPage(err, g.log)
 		http.Error(w, problem.say, problem.status)
 		return
 	}
-	if g.refuseCall(w, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
+	if staysOpen(r, method) {
+		done, ok := v.stream()
+		if !ok {
+			g.refuseStream(w, r, v.principal)
+			return
+		}
+		defer done()
+	}
+	if g.refuseCall(w, r, v, method) || h == g.modern && (refuseHeaders(w, r, v, method) || g.serveShort(w, r, v, method)) {
 		return
 	}
 	h.ServeHTTP(w, withServer(r, v.server, who))
@@ -384,7 +435,7 @@ func (g *Gateway) serveOpened(w http.ResponseWriter, r *http.Request, h http.Han
 
 // refuseHeaders answers a call whose headers do not fit its arguments.
 func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
-	raw, body := r.Header[headerParams], r.Body
+	raw := r.Header[headerParams]
 	if method != "tools/call" || len(raw) != 1 {
 		return false
 	}
@@ -392,19 +443,38 @@ func refuseHeaders(w http.ResponseWriter, r *http.Request, v *view, method strin
 	if refusal == nil {
 		return false
 	}
-	var id json.RawMessage
-	if read, ok := body.(*readBody); ok {
+	writeRPCError(w, http.StatusBadRequest, idOf(r), refusal)
+	return true
+}
+
+// idOf returns the id of a request, nil if there is none.
+func idOf(r *http.Request) json.RawMessage {
+	if read, ok := r.Body.(*readBody); ok {
 		if got, err := rawjson.Get(read.raw, "id"); err == nil {
-			id = got[0]
+			return got[0]
 		}
 	}
-	writeRPCError(w, http.StatusBadRequest, id, refusal)
-	return true
+	return nil
+}
+
+// declaresModern reports whether a body is of protocol 2026-07-28 or newer.
+func declaresModern(r *http.Request) bool {
+	raw := r.Header[headerParams]
+	if len(raw) != 1 {
+		return false
+	}
+	got, err := rawjson.Get([]byte(raw[0]), "_meta")
+	if err != nil || got[0] == nil {
+		return false
+	}
+	got, err = rawjson.Get(got[0], mcp.MetaKeyProtocolVersion)
+	version, _ := rawjson.String(got[0])
+	return err == nil && version >= modernVersion
 }
 
 // refuseCall answers a call that is one too many for its principal. It is
 // counted further in, so that one that slips through is refused there.
-func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool {
+func (g *Gateway) refuseCall(w http.ResponseWriter, r *http.Request, v *view, method string) bool {
 	switch method {
 	case "tools/call", "prompts/get", "resources/read", "completion/complete":
 	default:
@@ -414,10 +484,20 @@ func (g *Gateway) refuseCall(w http.ResponseWriter, v *view, method string) bool
 	if refused == nil {
 		return false
 	}
-	g.metrics.hit(refused.limit)
-	w.Header().Set("Retry-After", strconv.Itoa(refused.seconds()))
+	g.tooMany(w, r, v.principal, refused.limit, refused.retry)
 	http.Error(w, refused.say(), http.StatusTooManyRequests)
 	return true
+}
+
+// fullFor is when it is worth trying again where all places are taken.
+const fullFor = time.Minute
+
+// tooMany counts a request that a limit refuses, writes it down and says when to
+// try again. Answering it is the caller's.
+func (g *Gateway) tooMany(w http.ResponseWriter, r *http.Request, p auth.Principal, limit string, retry time.Duration) {
+	g.metrics.hit(limit)
+	g.refused(r, p, limit)
+	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(retry.Seconds())))))
 }
 
 // declaredAtFirst returns the capabilities in the params of initialize.
@@ -450,6 +530,7 @@ func (*readBody) Close() error { return nil }
 // were received for the adapter, and returns the method. A batch has none.
 func (g *Gateway) readEnvelope(w http.ResponseWriter, r *http.Request) (method string, ok bool) {
 	delete(r.Header, headerParams)
+	delete(r.Header, headerID)
 	if r.Method != http.MethodPost {
 		return "", true
 	}

@@ -37,6 +37,8 @@ const (
 	parkedLife = 10 * time.Minute
 	// maxParked bounds the waiting calls of one principal.
 	maxParked = 64
+	// answerWait is what a person has to answer what a modern remote asks.
+	answerWait = 10 * time.Minute
 	// inputRounds is how often a remote may ask in the course of one request.
 	inputRounds = 16
 	// maxQuestions bounds the bytes of what one waiting call's remote asks at
@@ -68,15 +70,21 @@ func (g *Gateway) interactive(ctx context.Context, c caller, method string, para
 	var err error
 	if parked != nil {
 		began := g.now()
-		result, err = g.attend(ctx, c, parked)
-		g.observe(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
+		c.notify = c.takeUp(params)
+		result, err = g.attend(ctx, c, parked, was.Answers)
+		g.answered(ctx, c, parked.remote, parked.method, parked.name, began, result, err)
 	} else {
 		if was.Remote != "" {
 			g.waitForSignIn(ctx, c, was)
 		}
 		result, err = g.dispatch(ctx, c, method, params)
 	}
-	if required, ok := errors.AsType[*auth.RequiredError](err); ok && session.Declares(c.capabilities, "elicitation/create", urlMode) {
+	required, ok := errors.AsType[*auth.RequiredError](err)
+	if ok {
+		required = g.withStrangers(ctx, c, required)
+		err = required
+	}
+	if ok && session.Declares(c.capabilities, "elicitation/create", urlMode) {
 		switch {
 		case c.modern && was.Round < signInRounds && !was.Refused:
 			return g.elicitSignIn(c, required, &ticket{Remote: required.Remote, Round: was.Round + 1, Request: request()})
@@ -118,6 +126,7 @@ type ticket struct {
 	Request [32]byte  `json:"request"`
 	Expires time.Time `json:"expires"`
 	Refused bool      `json:"-"` // the user said no
+	Answers []byte    `json:"-"` // to what the call has asked
 	Foreign bool      `json:"-"` // it cannot be opened: another process's, or one for another principal
 }
 
@@ -164,7 +173,7 @@ func (g *Gateway) resume(c caller, method string, params json.RawMessage) (*tick
 	if parked == nil {
 		return nil, nil, nil, errStale
 	}
-	parked.answer(got[1])
+	t.Answers = got[1]
 	return t, parked, params, nil
 }
 
@@ -346,16 +355,19 @@ func inputOf(result json.RawMessage) (requests map[string]inputRequest, state js
 
 // provide asks a legacy client for what a modern remote wants, and returns the
 // params to send again.
-func (c caller) provide(ctx context.Context, params json.RawMessage, requests map[string]inputRequest, state json.RawMessage) (json.RawMessage, error) {
+func (c caller) provide(ctx context.Context, params json.RawMessage, requests map[string]inputRequest, state json.RawMessage) (_ json.RawMessage, err error) {
 	responses := make(map[string]json.RawMessage, len(requests))
 	for _, key := range slices.Sorted(maps.Keys(requests)) {
 		request := requests[key]
 		if c.ask == nil || !session.Declares(c.capabilities, request.Method, request.Params) {
 			return nil, &session.ResponseError{Code: -32601, Message: "the remote asks for something that the client has not declared: " + short(request.Method)}
 		}
-		response, err := c.ask(ctx, request.Method, request.Params)
+		if request.Params, err = withElicitationID(request); err != nil {
+			return nil, fmt.Errorf("reading an elicitation: %w", err)
+		}
+		response, err := c.question(ctx, request)
 		if err != nil {
-			return nil, fmt.Errorf("asking the client: %w", err)
+			return nil, err
 		}
 		responses[key] = response
 	}
@@ -370,6 +382,45 @@ func (c caller) provide(ctx context.Context, params json.RawMessage, requests ma
 		return params, nil
 	}
 	return rawjson.Set(params, "requestState", state)
+}
+
+// withElicitationID returns the params of a request for a legacy client: up to
+// 2025-11-25 the elicitation of a URL has to have an id, and since it has none.
+func withElicitationID(r inputRequest) (json.RawMessage, error) {
+	if r.Method != "elicitation/create" {
+		return r.Params, nil
+	}
+	got, err := rawjson.Get(r.Params, "mode", "elicitationId")
+	if mode, _ := rawjson.String(got[0]); err != nil || mode != "url" || got[1] != nil {
+		return r.Params, err
+	}
+	return rawjson.Set(r.Params, "elicitationId", []byte(strconv.Quote(uuid.NewString())))
+}
+
+// withoutElicitationID is the reverse for a modern client.
+func withoutElicitationID(method string, params json.RawMessage) (json.RawMessage, error) {
+	if method != "elicitation/create" || len(params) == 0 {
+		return params, nil
+	}
+	return rawjson.Delete(params, func(key string) bool { return key == "elicitationId" })
+}
+
+// question asks a legacy client one thing. A client whose stream was cut may
+// never have heard of it.
+func (c caller) question(ctx context.Context, request inputRequest) (json.RawMessage, error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(c.view.ended, func() { end(session.ErrClosed) })()
+	ctx, cancel := context.WithTimeoutCause(ctx, answerWait, errNoAnswer)
+	defer cancel()
+	response, err := c.ask(ctx, request.Method, request.Params)
+	if err == nil {
+		return response, nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return nil, fmt.Errorf("asking the client: %w", err)
 }
 
 // parkedCalls are the calls to legacy remotes that wait for a modern client to
@@ -482,6 +533,10 @@ func (p *parkedCall) answer(responses json.RawMessage) {
 
 // ask is what the remote calls for: it waits until the client has come back.
 func (p *parkedCall) ask(ctx context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
+	params, err := withoutElicitationID(method, params)
+	if err != nil {
+		return nil, fmt.Errorf("reading an elicitation: %w", err)
+	}
 	q := &question{inputRequest{method, slices.Clone(params)}, make(chan json.RawMessage, 1)}
 	p.mu.Lock()
 	p.asked++
@@ -540,21 +595,25 @@ func (g *Gateway) callParkable(ctx context.Context, c caller, remote, method, na
 			p.notify(method, params)
 		}
 	}
+	c.view.stay() // while it is parked there may be no request
 	started := c.view.background(func(ended context.Context) {
 		defer cancel()
 		defer context.AfterFunc(ended, cancel)()
 		p.result, p.err = c.view.session.Call(background, remote, method, params, from)
+		c.view.leave()
 		close(p.done)
 	})
 	if !started {
+		c.view.leave()
 		cancel()
 		return nil, session.ErrClosed
 	}
-	return g.attend(ctx, c, p)
+	return g.attend(ctx, c, p, nil)
 }
 
-// attend waits for what comes next of a call: its result, or a question.
-func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall) (json.RawMessage, error) {
+// attend gives a call the client's answers and waits for what comes next of it:
+// its result, or a question.
+func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall, answers json.RawMessage) (json.RawMessage, error) {
 	p.mu.Lock()
 	if p.attended {
 		p.mu.Unlock()
@@ -565,6 +624,7 @@ func (g *Gateway) attend(ctx context.Context, c caller, p *parkedCall) (json.Raw
 	}
 	p.attended, p.notify = true, c.notify
 	p.mu.Unlock()
+	p.answer(answers)
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -112,6 +113,58 @@ func TestErasAsk(t *testing.T) {
 	}
 }
 
+// TestNobodyAnswers: what a modern remote asks is waited for as long as a person
+// takes, and no longer than the gateway runs.
+func TestNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &view{}
+		v.ended, v.end = context.WithCancel(context.Background())
+		c := caller{view: v, capabilities: json.RawMessage(elicits), ask: func(ctx context.Context, _ string, _ json.RawMessage) (json.RawMessage, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		questions := map[string]inputRequest{"first": {"elicitation/create", json.RawMessage(`{"message":"well?"}`)}}
+		provide := func() (time.Duration, error) {
+			began := time.Now()
+			_, err := c.provide(t.Context(), json.RawMessage(`{}`), questions, nil)
+			return time.Since(began), err
+		}
+		if took, err := provide(); took != answerWait || !errors.Is(err, errNoAnswer) {
+			t.Errorf("after %v: %v", took, err)
+		}
+		time.AfterFunc(time.Second, v.end)
+		if took, err := provide(); took != time.Second || !errors.Is(err, session.ErrClosed) {
+			t.Errorf("closed, after %v: %v", took, err)
+		}
+	})
+}
+
+// TestDrainEndsQuestions: a drain that is over ends the call whose client went
+// away while a modern remote was asking it, and one whose client is still there
+// is told.
+func TestDrainEndsQuestions(t *testing.T) {
+	g := newFront(t, servers("r", asking(t, true)))
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_ask","arguments":{}}}`
+	asked := func() (events <-chan string, cut func()) {
+		c := newPlainClient(t, g.url, elicits, false)
+		resp := c.post(call, "")
+		events = c.events(resp)
+		until(t, events, "elicitation/create")
+		return events, func() { resp.Body.Close() }
+	}
+	_, cut := asked()
+	cut()
+	events, _ := asked()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Drain(over)
+	until(t, events, "notifications/cancelled")
+	if got := <-events; !strings.Contains(got, "shutting down") {
+		t.Errorf("got %s", got)
+	}
+	g.calls.wait(t.Context())
+}
+
 // modernCall sends tools/call of the modern era with capabilities and more members.
 func modernCall(c *plainClient, capabilities, name, members string) map[string]any {
 	c.t.Helper()
@@ -194,6 +247,69 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// TestParkedTells: what a remote tells in the course of a parked call is for the
+// request that has taken it up: with its token, and at its level.
+func TestParkedTells(t *testing.T) {
+	server := mcp.NewServer(&mcp.Implementation{Name: "telling", Version: "1"}, nil)
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		for i := range 4 {
+			if err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: req.Params.GetProgressToken(), Progress: float64(i)}); err != nil {
+				return nil, nil, err
+			}
+			//lint:ignore SA1019 deprecated, not removed: legacy remotes send them
+			if err := req.Session.Log(ctx, &mcp.LoggingMessageParams{Level: "error", Data: i}); err != nil {
+				return nil, nil, err
+			}
+			if i == 3 {
+				break
+			}
+			if _, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Message: "well?"}); err != nil {
+				return nil, nil, err
+			}
+		}
+		return &mcp.CallToolResult{}, nil, nil
+	})
+	remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(remote.Close)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+	newPlainClient(t, g.url, "{}", false).call("logging/setLevel", `"level":"debug"`) // the remote sends them, for somebody
+	c := newPlainClient(t, g.url, "{}", true)
+	c.bare = true
+	const progress, message = "notifications/progress", "notifications/message"
+	state := ""
+	for i, tt := range []struct {
+		meta string
+		want []string
+	}{
+		{`"progressToken":"one","io.modelcontextprotocol/logLevel":"info",`, []string{progress + ` "one"`, message}},
+		{`"progressToken":2,`, []string{progress + ` 2`}},
+		{`"io.modelcontextprotocol/logLevel":"info",`, []string{message}},
+		{`"progressToken":"four","io.modelcontextprotocol/logLevel":"alert",`, []string{progress + ` "four"`}},
+	} {
+		again := ""
+		if i > 0 {
+			again = fmt.Sprintf(`,"requestState":%q,"inputResponses":{"%d":{"action":"accept","content":{}}}`, state, i)
+		}
+		var told []string
+		for _, raw := range c.messages("tools/call", `"_meta":{`+tt.meta+`"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":`+elicits+`},"name":"r_ask","arguments":{}`+again) {
+			var m struct {
+				Method string
+				Params struct{ ProgressToken json.RawMessage }
+				Result struct{ RequestState string }
+			}
+			if err := json.Unmarshal([]byte(raw), &m); err != nil {
+				t.Fatalf("%v in %s", err, raw)
+			}
+			if state = m.Result.RequestState; m.Method != "" {
+				told = append(told, strings.TrimSpace(m.Method+" "+string(m.Params.ProgressToken)))
+			}
+		}
+		if !slices.Equal(told, tt.want) {
+			t.Errorf("request %d was told %q, want %q", i+1, told, tt.want)
+		}
+	}
+}
+
 // TestParkedOnce: of two requests with one state, one waits for the call, and the
 // other neither ends it by going away nor leaves a timer behind that would.
 func TestParkedOnce(t *testing.T) {
@@ -203,7 +319,7 @@ func TestParkedOnce(t *testing.T) {
 		p.cancel = func() { t.Error("the call was cancelled") }
 		answered := make(chan json.RawMessage, 1)
 		go func() {
-			result, err := g.attend(t.Context(), caller{}, p)
+			result, err := g.attend(t.Context(), caller{}, p, nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -213,7 +329,7 @@ func TestParkedOnce(t *testing.T) {
 		gone, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		time.AfterFunc(time.Minute, func() { close(p.done) })
-		if _, err := g.attend(gone, caller{}, p); err == nil || !strings.Contains(fmt.Sprint(renderRPC(err, time.Now())), "in progress") {
+		if _, err := g.attend(gone, caller{}, p, nil); err == nil || !strings.Contains(fmt.Sprint(renderRPC(err, time.Now())), "in progress") {
 			t.Errorf("got %v", err)
 		}
 		if got := <-answered; string(got) != `{}` {
@@ -239,6 +355,40 @@ func TestPageToVisit(t *testing.T) {
 			if !strings.Contains(got, want) || want[0] == 'a' && strings.Contains(got, `"isError"`) != (method == "tools/call") {
 				t.Errorf("%s of a client with %s: %s", method, capabilities, got)
 			}
+		}
+	}
+}
+
+// TestLinksHaveTheirEra: up to 2025-11-25 a link that a remote wants opened has an
+// id, later it has none; whose link it is says nothing about the client's era.
+func TestLinksHaveTheirEra(t *testing.T) {
+	for _, stateless := range []bool{false, true} {
+		server := mcp.NewServer(&mcp.Implementation{Name: "linking", Version: "1"}, nil)
+		mcp.AddTool(server, &mcp.Tool{Name: "link"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+			link := &mcp.ElicitParams{Mode: "url", Message: "visit", URL: "https://example.com/"}
+			switch {
+			case !stateless:
+				link.ElicitationID = "theirs"
+				_, err := req.Session.Elicit(ctx, link)
+				return &mcp.CallToolResult{}, nil, err
+			case len(req.Params.InputResponses) == 0:
+				return &mcp.CallToolResult{InputRequests: mcp.InputRequestMap{"first": link}}, nil, nil
+			}
+			return &mcp.CallToolResult{}, nil, nil
+		})
+		remote := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, &mcp.StreamableHTTPOptions{Stateless: stateless}))
+		t.Cleanup(remote.Close)
+		g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sessions": "shared"}}`)
+
+		legacy := newPlainClient(t, g.url, elicits, false)
+		asked := until(t, legacy.events(legacy.post(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_link","arguments":{}}}`, "")), "elicitation/create")
+		var request struct{ Params urlElicitation }
+		if err := json.Unmarshal([]byte(asked), &request); err != nil || request.Params.ID == "" || !stateless && request.Params.ID != "theirs" {
+			t.Errorf("modern remote %v: a legacy client is asked %s", stateless, asked)
+		}
+		modern := fmt.Sprint(modernCall(newPlainClient(t, g.url, "{}", true), elicits, "r_link", ""))
+		if !strings.Contains(modern, "https://example.com/") || strings.Contains(modern, "elicitationId") {
+			t.Errorf("modern remote %v: a modern client is asked %s", stateless, modern)
 		}
 	}
 }

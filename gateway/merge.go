@@ -29,6 +29,9 @@ type entries struct {
 	all   []entry
 	index map[string]int
 	list  json.RawMessage // the array of the list's result
+
+	renamed []entry // those of all whose plain name was taken, or too long
+	leftOut []entry // what is not in the list, its definition being empty
 }
 
 // entry is one definition of a merged list.
@@ -157,19 +160,26 @@ func (l *entries) addNamed(what string, remote int, key string, definitions []se
 		if _, taken := l.index[name]; taken {
 			name = withSuffix(name, key, d.Name)
 		}
+		e := entry{name: name, remote: key, original: d.Name, description: d.Description}
 		if _, taken := l.index[name]; taken {
+			l.leftOut = append(l.leftOut, e)
 			log.Warn(what+" left out: its name is taken", "remote", key, what, d.Name, "name", name)
 			continue
 		}
 		def, err := rename(d.Raw, name)
 		if err != nil {
+			l.leftOut = append(l.leftOut, e)
 			log.Warn(what+" left out: its definition cannot be read", "remote", key, what, d.Name, "error", err)
 			continue
 		}
 		// What is wrong with the annotations of a legacy remote's tool is for its
 		// clients to see.
-		headers, _ := session.ParamHeaders(d.Raw)
-		l.add(entry{name: name, remote: key, original: d.Name, description: d.Description, def: def, headers: headers})
+		e.headers, _ = session.ParamHeaders(d.Raw)
+		e.def = def
+		l.add(e)
+		if name != names.plain(remote, d.Name) {
+			l.renamed = append(l.renamed, e)
+		}
 	}
 }
 

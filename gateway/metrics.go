@@ -45,7 +45,7 @@ func NewMetrics(cfg *Config, version string) *Metrics {
 		refreshes: counter("refreshes_total", "Refreshes of grants: done, refused by the authorization server, failed.", "remote", "outcome"),
 		unknown:   counter("unauthenticated_total", "MCP requests that were refused because nobody knew who sent them: none (no bearer token), invalid_token, invalid_request.", "why"),
 		exchanges: counter("exchanges_total", "Tokens fetched without a person, by the way, what came of it, and the type of what was issued; those from the cache are counted there.", "remote", "way", "outcome", "issued"),
-		limits:    counter("limits_hit_total", "Requests that were refused by a limit of gateway.limits.", "limit"),
+		limits:    counter("limits_hit_total", "Requests that were refused by a limit, most of them of gateway.limits.", "limit"),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gatehouse_build_info", Help: "Always 1."}, []string{"version", "go"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)

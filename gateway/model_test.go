@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -118,6 +119,11 @@ func (f *farm) serveMCP(w http.ResponseWriter, r *http.Request, name string, ans
 	var call struct {
 		ID     json.RawMessage `json:"id"`
 		Method string          `json:"method"`
+		Params struct {
+			Meta struct {
+				ProgressToken json.RawMessage `json:"progressToken"`
+			} `json:"_meta"`
+		} `json:"params"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&call); err != nil {
 		answer(400, nil)
@@ -130,6 +136,15 @@ func (f *farm) serveMCP(w http.ResponseWriter, r *http.Request, name string, ans
 	case "tools/list":
 		result(map[string]any{"tools": []any{map[string]any{"name": "whoami", "description": what.account, "inputSchema": map[string]any{"type": "object"}}}})
 	case "tools/call":
+		if token := call.Params.Meta.ProgressToken; token != nil {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for i := range 3 {
+				fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{\"progressToken\":%s,\"progress\":%d,\"message\":%q}}\n\n", token, i, what.account)
+				w.(http.Flusher).Flush()
+			}
+			fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"content\":[{\"type\":\"text\",\"text\":%q}]}}\n\n", call.ID, what.account)
+			return
+		}
 		result(map[string]any{"content": []any{map[string]any{"type": "text", "text": what.account}}})
 	case "notifications/initialized":
 		w.WriteHeader(http.StatusAccepted)
@@ -262,18 +277,89 @@ func (m *model) rpc(u *modelUser, modern bool, session, method, name, params str
 	header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Authorization": {"Bearer " + u.token}}
 	body := fmt.Sprintf(`{"jsonrpc":"2.0","id":7,"method":%q,"params":%s}`, method, params)
 	if modern {
-		header["Mcp-Protocol-Version"], header["Mcp-Method"] = []string{"2026-07-28"}, []string{method}
-		if name != "" {
-			header["Mcp-Name"] = []string{name}
-		}
-		body = strings.TrimSuffix(body, "}}") + `,"_meta":{` + shortEnvelope + `}}}`
-		if params == "{}" {
-			body = strings.Replace(body, `{,"_meta"`, `{"_meta"`, 1)
-		}
+		body, header = m.modern(u, method, name, params, shortEnvelope)
 	} else if session != "" {
 		header["Mcp-Session-Id"], header["Mcp-Protocol-Version"] = []string{session}, []string{"2025-11-25"}
 	}
 	return m.do("POST", m.base+"/mcp", body, header)
+}
+
+// modern is a request of protocol 2026-07-28, with these members of _meta.
+func (m *model) modern(u *modelUser, method, name, params, meta string) (body string, header http.Header) {
+	header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Authorization": {"Bearer " + u.token},
+		"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {method}}
+	if name != "" {
+		header["Mcp-Name"] = []string{name}
+	}
+	params = strings.TrimSuffix(params, "}")
+	if params != "{" {
+		params += ","
+	}
+	return fmt.Sprintf(`{"jsonrpc":"2.0","id":7,"method":%q,"params":%s"_meta":{%s}}}`, method, params, meta), header
+}
+
+// modelStream is what an event stream says while it is open.
+type modelStream struct {
+	header http.Header
+	stop   func()
+
+	mu   sync.Mutex // guards said and news
+	said strings.Builder
+	news chan struct{} // closed, and replaced, when there is more
+}
+
+func (s *modelStream) Header() http.Header { return s.header }
+func (s *modelStream) WriteHeader(int)     {}
+func (s *modelStream) Flush()              {}
+
+func (s *modelStream) Write(data []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.news)
+	s.news = make(chan struct{})
+	return s.said.Write(data)
+}
+
+// await returns what was said once that holds want, or after a while.
+func (s *modelStream) await(want string) (said string, ok bool) {
+	late := time.NewTimer(10 * time.Second)
+	defer late.Stop()
+	for {
+		s.mu.Lock()
+		said, news := s.said.String(), s.news
+		s.mu.Unlock()
+		if strings.Contains(said, want) {
+			return said, true
+		}
+		select {
+		case <-news:
+		case <-late.C:
+			return said, false
+		}
+	}
+}
+
+// listen opens an event stream of a user's, until stop.
+func (m *model) listen(t *rapid.T, u *modelUser) *modelStream {
+	body, header := m.modern(u, "subscriptions/listen", "", `{"notifications":{"toolsListChanged":true}}`, shortEnvelope)
+	ctx, cancel := context.WithCancel(context.Background())
+	req := httptest.NewRequestWithContext(ctx, "POST", m.base+"/mcp", strings.NewReader(body))
+	req.Header = header
+	s := &modelStream{header: http.Header{}, news: make(chan struct{})}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		m.g.ServeHTTP(s, req)
+	}()
+	s.stop = func() {
+		cancel()
+		<-over
+	}
+	if said, ok := s.await("acknowledged"); !ok {
+		s.stop()
+		t.Fatalf("%s listens: %s", u.name, said)
+	}
+	return s
 }
 
 func (m *model) begin(t *rapid.T, u *modelUser) {
@@ -285,7 +371,10 @@ func (m *model) begin(t *rapid.T, u *modelUser) {
 }
 
 var (
-	accounts  = regexp.MustCompile(`u\d\d at r\d\d`)
+	accounts       = regexp.MustCompile(`u\d\d at r\d\d`)
+	progressTokens = regexp.MustCompile(`"progressToken":"of (u\d\d)"`)
+	requestStates  = regexp.MustCompile(`"requestState":("[^"]+")`)
+
 	flowLinks = regexp.MustCompile(`/connect/([A-Z2-7]{20,})`)
 )
 
@@ -382,7 +471,7 @@ func TestIsolation(t *testing.T) {
 	// One world for all checks: what earlier ones have left is what later ones meet.
 	rapid.Check(t, func(t *rapid.T) { t.Repeat(m.operations()) })
 	t.Logf("%d operations, %d sign-ins finished, %d links", m.steps, m.farm.minted, len(m.owner))
-	if m.farm.minted < steps/100 {
+	if m.farm.minted < m.steps/200 { // rapid draws how many operations there are
 		t.Error("hardly anybody has signed in: this proves little")
 	}
 }
@@ -434,6 +523,88 @@ func (m *model) operations() map[string]func(*rapid.T) {
 			wg.Wait()
 			for _, o := range all {
 				m.called(t, o.u, o.remote, o.w)
+			}
+		},
+		"progress while others call": func(t *rapid.T) {
+			type one struct {
+				u      *modelUser
+				remote string
+				w      *httptest.ResponseRecorder
+			}
+			var all []*one
+			for range 8 {
+				u, _, remote := some(t)
+				if granted := slices.Sorted(maps.Keys(u.granted)); len(granted) > 0 {
+					remote = anyOf(t, granted, "granted")
+				}
+				all = append(all, &one{u: u, remote: remote})
+			}
+			var wg sync.WaitGroup
+			for _, o := range all {
+				wg.Go(func() {
+					body, header := m.modern(o.u, "tools/call", o.remote+"_whoami", fmt.Sprintf(`{"name":"%s_whoami","arguments":{}}`, o.remote), shortEnvelope+`,"progressToken":"of `+o.u.name+`"`)
+					o.w = m.do("POST", m.base+"/mcp", body, header)
+				})
+			}
+			wg.Wait()
+			for _, o := range all {
+				m.called(t, o.u, o.remote, o.w)
+				tokens := progressTokens.FindAllStringSubmatch(o.w.Body.String(), -1)
+				if o.u.granted[o.remote] && len(tokens) != 3 {
+					t.Fatalf("%s hears of progress %d times: %s", o.u.name, len(tokens), o.w.Body)
+				}
+				for _, token := range tokens {
+					if token[1] != o.u.name {
+						t.Fatalf("%s hears of the progress of %s: %s", o.u.name, token[1], o.w.Body)
+					}
+				}
+			}
+		},
+		"listen while another's tools change": func(t *rapid.T) {
+			u, other, _ := some(t)
+			granted := slices.Sorted(maps.Keys(other.granted))
+			if u == other || len(granted) == 0 {
+				return
+			}
+			remote := anyOf(t, granted, "granted")
+			if !strings.Contains(m.rpc(other, true, "", "tools/list", "", "{}").Body.String(), other.name+" at "+remote) {
+				return // it has not been listed yet
+			}
+			hers, theirs := m.listen(t, u), m.listen(t, other)
+			defer hers.stop()
+			defer theirs.stop()
+			m.rpc(other, true, "", "tools/call", "gateway_logout", fmt.Sprintf(`{"name":"gateway_logout","arguments":{"remote":%q}}`, remote))
+			delete(other.granted, remote)
+			delete(other.links, remote)
+			said, ok := theirs.await("notifications/tools/list_changed")
+			if m.own(t, other, said); !ok {
+				t.Fatalf("%s signs out of %s, and the stream says %s", other.name, remote, said)
+			}
+			// Her own list may have changed as well, and nothing is said of another's.
+			said, _ = hers.await("acknowledged")
+			m.own(t, u, said)
+		},
+		"another's requestState": func(t *rapid.T) {
+			u, other, remote := some(t)
+			if u == other || u.granted[remote] {
+				return
+			}
+			const asks = `"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{"url":{}}}`
+			ask := func(by *modelUser, members string) *httptest.ResponseRecorder {
+				body, header := m.modern(by, "tools/call", remote+"_whoami", fmt.Sprintf(`{"name":"%s_whoami","arguments":{}%s}`, remote, members), asks)
+				return m.do("POST", m.base+"/mcp", body, header)
+			}
+			w := ask(u, "")
+			m.own(t, u, w.Body.String())
+			state := requestStates.FindStringSubmatch(w.Body.String())
+			if state == nil {
+				t.Fatalf("%s is not asked to sign in: %s", u.name, w.Body)
+			}
+			// What comes is the other's own, if anything.
+			w = ask(other, `,"requestState":`+state[1]+`,"inputResponses":{}`)
+			m.own(t, other, w.Body.String())
+			if said := w.Body.String(); w.Code >= http.StatusInternalServerError || strings.Contains(said, other.name+" at ") && !other.granted[remote] {
+				t.Fatalf("%s goes on where %s was asked to sign in: %d %s", other.name, u.name, w.Code, said)
 			}
 		},
 		"another's session": func(t *rapid.T) {

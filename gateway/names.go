@@ -3,6 +3,7 @@ package gateway
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 )
 
@@ -51,7 +52,7 @@ func (n *namer) names(remote int, key string, tools []string) []string {
 	out := make([]string, len(tools))
 	for i, tool := range tools {
 		clean := sanitize(tool)
-		name := n.prefixes[remote] + clean
+		name := n.plain(remote, tool)
 		clash := count[clean] > 1 && !(clean == tool && fine[clean])
 		if clash || len(name) > maxName || !n.owns(remote, name) {
 			name = withSuffix(name, key, tool)
@@ -61,27 +62,33 @@ func (n *namer) names(remote int, key string, tools []string) []string {
 	return out
 }
 
-// owner returns the index of the remote that a name belongs to by its prefix:
-// the longest one that fits, the first in config order of equals. It is -1 for
-// the gateway's own names and for names that fit nobody.
-func (n *namer) owner(name string) int {
-	best := -1
+// owners returns the indexes of the remotes that a name belongs to by their
+// prefix: the longest one that fits, in config order where several have it. The
+// gateway's own names and names that fit nobody have none.
+func (n *namer) owners(name string) (owners []int) {
 	if strings.HasPrefix(name, ownPrefix+"_") {
-		return best
+		return nil
 	}
+	longest := 0
 	for i, p := range n.prefixes {
-		if strings.HasPrefix(name, p) && (best < 0 || len(p) > len(n.prefixes[best])) {
-			best = i
+		switch {
+		case !strings.HasPrefix(name, p) || len(p) < longest:
+		case len(p) > longest:
+			longest, owners = len(p), []int{i}
+		default:
+			owners = append(owners, i)
 		}
 	}
-	return best
+	return owners
 }
 
 // owns reports whether no other remote's prefix, nor the gateway's, claims name.
 func (n *namer) owns(remote int, name string) bool {
-	owner := n.owner(name)
-	return owner >= 0 && n.prefixes[owner] == n.prefixes[remote]
+	return slices.Contains(n.owners(name), remote)
 }
+
+// plain is the name of a remote's tool where nothing is in its way.
+func (n *namer) plain(remote int, tool string) string { return n.prefixes[remote] + sanitize(tool) }
 
 // withSuffix cuts a name and adds "_" and 6 hex digits of SHA-256(remote, NUL, tool).
 func withSuffix(name, remote, tool string) string {

@@ -1,12 +1,18 @@
 package gateway
 
 import (
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gatehouse/session"
 )
 
 func TestNames(t *testing.T) {
@@ -80,11 +86,61 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-func TestOwner(t *testing.T) {
-	n := newNamer([]string{"a", "a_b", ""})
-	for name, want := range map[string]int{"a_x": 0, "a_b_x": 1, "other": 2, "gateway_status": -1, "a": 2} {
-		if got := n.owner(name); got != want {
-			t.Errorf("owner(%q) = %d, want %d", name, got, want)
+func TestOwners(t *testing.T) {
+	n := newNamer([]string{"a", "a_b", "", "a", ""})
+	for name, want := range map[string][]int{"a_x": {0, 3}, "a_b_x": {1}, "other": {2, 4}, "gateway_status": nil, "a": {2, 4}} {
+		if got := n.owners(name); !slices.Equal(got, want) {
+			t.Errorf("owners(%q) = %d, want %d", name, got, want)
 		}
+	}
+}
+
+// TestOnePrefixForTwo: tools of two remotes that meet in a name are told apart,
+// the status says how, and a name is looked for at both.
+func TestOnePrefixForTwo(t *testing.T) {
+	list := func(name string) string {
+		return `{"tools":[{"name":"a","inputSchema":{"type":"object"}},{"name":"` + name + `","inputSchema":{"type":"object"}}]}`
+	}
+	one := newPlainRemote(t, `{"tools":{}}`, map[string]string{"tools/list": list("one.s"), "tools/call": `{"content":[],"by":"one"}`})
+	two := newPlainRemote(t, `{"tools":{}}`, map[string]string{"tools/list": list("two.s"), "tools/call": `{"content":[],"by":"two"}`})
+	initialized := two.results["initialize"]
+	two.set("initialize", `!{"code":-32603,"message":"not yet"}`)
+	g := newFront(t, `{"mcpServers": {"one": {"url": "`+one.URL+`", "prefix": ""}, "two": {"url": "`+two.URL+`", "prefix": ""}}}`)
+	c := newPlainClient(t, g.url, "{}", false)
+	if got := c.call("tools/call", `"name":"two_s"`); !strings.Contains(got, "refused to begin") {
+		t.Errorf("while the second is down: %s", got)
+	}
+	two.set("initialize", initialized)
+	for name, by := range map[string]string{"a": "one", "one_s": "one", "two_s": "two", withSuffix("a", "two", "a"): "two"} {
+		if got := c.call("tools/call", fmt.Sprintf(`"name":%q`, name)); got != `{"content":[],"by":"`+by+`"}` {
+			t.Errorf("%s: got %s", name, got)
+		}
+	}
+	var status struct {
+		Content           []struct{ Text string }
+		StructuredContent struct{ Remotes []remoteStatus }
+	}
+	if err := json.Unmarshal([]byte(c.call("tools/call", `"name":"gateway_status"`)), &status); err != nil || len(status.StructuredContent.Remotes) != 2 {
+		t.Fatalf("%v in %+v", err, status)
+	}
+	want := []renamed{{"a", withSuffix("a", "two", "a")}}
+	if r := status.StructuredContent.Remotes; r[0].Renamed != nil || !slices.Equal(r[1].Renamed, want) {
+		t.Errorf("got %+v", r)
+	}
+	if say := "renamed: a is " + want[0].Name; !strings.Contains(status.Content[0].Text, say) {
+		t.Errorf("got %s, want %s", status.Content[0].Text, say)
+	}
+}
+
+// TestLeftOut: what cannot be listed is known to be missing.
+func TestLeftOut(t *testing.T) {
+	m := merge([]session.Catalog{{Remote: "r", Tools: []session.Definition{
+		{Name: "good", Raw: json.RawMessage(`{"name":"good"}`)}, {Name: "bad", Raw: json.RawMessage(`{"name":"bad","name":"worse"}`)},
+	}}}, newNamer([]string{"r"}), nil, slog.New(slog.DiscardHandler))
+	if l := m.tools.leftOut; len(l) != 1 || l[0].remote != "r" || l[0].original != "bad" || m.tools.renamed != nil {
+		t.Errorf("got %+v", m.tools)
+	}
+	if got, want := describe(remoteStatus{Status: "connected", Tools: 2, LeftOut: []string{"bad", "worse"}}, time.Now()), "connected, 2 tools; left out: bad, and 1 more"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

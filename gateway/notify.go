@@ -31,11 +31,46 @@ func (c caller) relay(params json.RawMessage) func(string, json.RawMessage) {
 			if params == nil || from == levelNone || from > 0 && severity(params) < from {
 				return
 			}
+		case "notifications/elicitation/complete":
+			if c.modern {
+				return // protocol 2026-07-28 has it no more
+			}
 		default:
 			return
 		}
 		c.notify(method, params)
 	}
+}
+
+// takeUp is relay for a request that goes on with a call which another one
+// began: progress has that one's token, and is for whoever gave one now.
+func (c caller) takeUp(params json.RawMessage) func(string, json.RawMessage) {
+	tell := c.relay(params)
+	if tell == nil {
+		return nil
+	}
+	token := progressToken(params)
+	return func(method string, params json.RawMessage) {
+		if method == "notifications/progress" {
+			var err error
+			if params, err = rawjson.Set(params, "progressToken", token); token == nil || err != nil {
+				return
+			}
+		}
+		tell(method, params)
+	}
+}
+
+// progressToken returns the progress token in a request's params, nil for none.
+func progressToken(params json.RawMessage) json.RawMessage {
+	got, err := rawjson.Get(params, "_meta")
+	if err != nil || got[0] == nil {
+		return nil
+	}
+	if got, err = rawjson.Get(got[0], "progressToken"); err != nil {
+		return nil
+	}
+	return got[0]
 }
 
 // afterwards returns what passes on what a remote says when none of the client's
@@ -45,17 +80,19 @@ func (c caller) afterwards() func(string, json.RawMessage) {
 	if c.later == nil {
 		return nil
 	}
+	// Nothing else of the caller: this is kept when the request is over.
+	later, levels, client := c.later, &c.view.levels, c.client
 	return func(method string, params json.RawMessage) {
 		switch method {
 		case "notifications/elicitation/complete":
 		case "notifications/message":
-			if from := c.logLevel(nil); params == nil || from > 0 && severity(params) < from {
+			if from := levels.of(client); params == nil || from > 0 && severity(params) < from {
 				return
 			}
 		default:
 			return
 		}
-		c.later(method, params)
+		later(method, params)
 	}
 }
 

@@ -1,13 +1,18 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/google/jsonschema-go/jsonschema"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"gatehouse/auth/authtest"
@@ -24,6 +29,7 @@ func chattyRemote(t *testing.T) *plainRemote {
 		`"method":"notifications/message","params":{"level":"debug","data":1.0}`,
 		`"method":"notifications/message","params":{"level":"error","data":2.0}`,
 		`"method":"notifications/unknown","params":{}`,
+		`"method":"notifications/elicitation/complete","params":{"elicitationId":"1"}`,
 		`"method":"notifications/progress","params":{"progressToken":$TOKEN,"progress":9007199254740993}`,
 	}}
 	return r
@@ -33,6 +39,7 @@ const (
 	gotProgress1 = `"method":"notifications/progress","params":{"progressToken":"same","progress":1.0}`
 	gotProgress2 = `"method":"notifications/progress","params":{"progressToken":"same","progress":9007199254740993}`
 	gotDebug     = `"method":"notifications/message","params":{"level":"debug","data":1.0}`
+	gotComplete  = `"method":"notifications/elicitation/complete","params":{"elicitationId":"1"}`
 	gotError     = `"method":"notifications/message","params":{"level":"error","data":2.0}`
 )
 
@@ -51,7 +58,7 @@ func relayed(t *testing.T, c *plainClient, members string, want ...string) {
 }
 
 // TestNotificationsReachTheCaller: in order, before the result, with the
-// caller's token, at the caller's level; all clients are one principal's and
+// caller's token, at the caller's level, and what its era has; all clients are one principal's and
 // use the same token.
 func TestNotificationsReachTheCaller(t *testing.T) {
 	remote := chattyRemote(t)
@@ -69,9 +76,9 @@ func TestNotificationsReachTheCaller(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for range 5 {
-		wg.Go(func() { relayed(t, unset, token, gotProgress1, gotDebug, gotError, gotProgress2) })
-		wg.Go(func() { relayed(t, quiet, token, gotProgress1, gotError, gotProgress2) })
-		wg.Go(func() { relayed(t, quiet, "", gotError) })
+		wg.Go(func() { relayed(t, unset, token, gotProgress1, gotDebug, gotError, gotComplete, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, token, gotProgress1, gotError, gotComplete, gotProgress2) })
+		wg.Go(func() { relayed(t, quiet, "", gotError, gotComplete) })
 		wg.Go(func() { relayed(t, modern, "") })
 	}
 	wg.Wait()
@@ -86,7 +93,7 @@ func TestNotificationsReachTheCaller(t *testing.T) {
 	if got, want := remote.got("logging/setLevel"), `{"level":"debug"}`; got != want {
 		t.Errorf("the remote was told %s, want %s", got, want)
 	}
-	relayed(t, quiet, "", gotError)
+	relayed(t, quiet, "", gotError, gotComplete)
 }
 
 // TestProgressOfGatewayCallTool: the indirect call reports like the direct one.
@@ -95,8 +102,59 @@ func TestProgressOfGatewayCallTool(t *testing.T) {
 	c := newPlainClient(t, g.url, "{}", false)
 	c.call("tools/list", "")
 	got := c.messages("tools/call", `"name":"gateway_call_tool","arguments":{"name":"r_t"},"_meta":{"progressToken":"same"}`)
-	if len(got) != 5 || !strings.Contains(got[0], gotProgress1) || !strings.Contains(got[3], gotProgress2) {
+	if len(got) != 6 || !strings.Contains(got[0], gotProgress1) || !strings.Contains(got[4], gotProgress2) {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestProgressOfTheClient: what a client says about its progress with what a
+// remote asks it reaches that remote, with the token that the remote gave.
+func TestProgressOfTheClient(t *testing.T) {
+	heard := make(chan string, 10)
+	server := mcp.NewServer(&mcp.Implementation{Name: "asks", Version: "1"}, &mcp.ServerOptions{
+		ProgressNotificationHandler: func(_ context.Context, req *mcp.ProgressNotificationServerRequest) {
+			heard <- fmt.Sprint(req.Params.ProgressToken, " ", req.Params.Progress, " ", req.Params.Message)
+		},
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "ask"}, func(ctx context.Context, req *mcp.CallToolRequest, _ struct{}) (*mcp.CallToolResult, any, error) {
+		_, err := req.Session.Elicit(ctx, &mcp.ElicitParams{Meta: mcp.Meta{"progressToken": "r"}, Message: "Well?", RequestedSchema: &jsonschema.Schema{Type: "object"}})
+		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: "done"}}}, nil, err
+	})
+	srv := httptest.NewServer(mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, nil))
+	t.Cleanup(srv.Close)
+	t.Cleanup(func() {
+		for ss := range server.Sessions() {
+			ss.Close()
+		}
+	})
+	g := newFront(t, servers("r", srv.URL))
+	client := authtest.Connect(t, authtest.ClientConfig{URL: g.url + "/mcp", Elicit: func(ctx context.Context, req *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+		token := req.Params.GetProgressToken()
+		if token == nil || token == "r" {
+			t.Errorf("the client was given the token %v", token)
+		}
+		for i := range 2 {
+			if err := req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: token, Progress: float64(i + 1), Message: "thinking"}); err != nil {
+				return nil, err
+			}
+		}
+		return &mcp.ElicitResult{Action: "decline"}, nil
+	}})
+	for range 2 {
+		result, err := client.CallTool(t.Context(), &mcp.CallToolParams{Name: "r_ask"})
+		if err != nil || result.IsError {
+			t.Fatalf("got %+v, %v", result, err)
+		}
+		for _, want := range []string{"r 1 thinking", "r 2 thinking"} {
+			select {
+			case got := <-heard:
+				if got != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("the remote has not heard %q", want)
+			}
+		}
 	}
 }
 

@@ -11,12 +11,12 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"gatehouse/auth"
+	"gatehouse/session"
 )
 
 // connectWait is how long the page after a sign-in waits for the connection.
@@ -73,17 +73,25 @@ func (g *Gateway) page(h func(http.ResponseWriter, *http.Request) error, methods
 		if err == nil {
 			return
 		}
+		switch {
+		case errors.Is(err, session.ErrFull):
+			g.tooMany(w, r, auth.Principal{}, "sessions", fullFor)
+		case errors.Is(err, errForeignPage):
+			g.refused(r, auth.Principal{}, "foreign_page")
+		}
 		problem := renderPage(err, g.log)
 		g.log.Info("page refused", "page", r.Pattern, "status", problem.status, "error", err)
 		data := pageData{Title: problem.title, Say: problem.say}
-		if denied, ok := errors.AsType[*deniedError](err); ok {
-			data.Again, data.AgainSay = denied.link, "Try again"
+		here := r.URL.EscapedPath()
+		if again, ok := errors.AsType[*againError](err); ok {
+			here = again.link
+			data.Again, data.AgainSay = here, "Try again"
 		}
 		if g.users && errors.Is(err, auth.ErrNotLoggedIn) {
-			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(r.URL.EscapedPath()), "Log in"
+			data.Again, data.AgainSay = loginPath+"?to="+url.QueryEscape(here), "Log in"
 		}
 		if g.users && errors.Is(err, auth.ErrWrongPerson) {
-			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(r.URL.EscapedPath()), "Log in with another account"
+			data.Again, data.AgainSay = loginPath+"?anew&to="+url.QueryEscape(here), "Log in with another account"
 			if who, err := g.visitor(r); err == nil {
 				data.Facts = [][2]string{{"Your account here", cmp.Or(who.account, who.principal.Subject)}}
 			}
@@ -226,6 +234,9 @@ func (g *Gateway) consentPage(flow *auth.FlowInfo, who visitor, tour bool) (page
 	}
 	fact("Remote", name)
 	fact("Sign-in at", flow.Issuer)
+	if issuer, err := url.Parse(flow.Issuer); err != nil || !strings.EqualFold(issuer.Host, flow.SignInAt) {
+		fact("Its page is at", flow.SignInAt)
+	}
 	fact("Permissions", scopes)
 	fact("Asked for by", flow.Client)
 	fact("Asked for at", flow.Asked.UTC().Format("15:04:05")+" UTC")
@@ -299,8 +310,8 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	})
 	if err != nil {
 		g.signInRefused(r.Context(), finished, err)
-		if errors.Is(err, auth.ErrDenied) && finished != nil {
-			return &deniedError{err, connectLink(finished)}
+		if finished != nil && (errors.Is(err, auth.ErrDenied) || errors.Is(err, auth.ErrNotLoggedIn)) {
+			return &againError{err, connectLink(finished)}
 		}
 		return err
 	}
@@ -321,15 +332,16 @@ func (g *Gateway) serveCallback(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// deniedError is an [auth.ErrDenied] that leaves the link good for another try.
-// Its browser is the one that began, and its user the link's: only they get here.
-type deniedError struct {
+// againError is an [auth.ErrDenied], or an [auth.ErrNotLoggedIn] of somebody whose
+// login has ended meanwhile, which leaves the link good for another try. Its
+// browser is the one that began: only that gets here.
+type againError struct {
 	err  error
 	link string
 }
 
-func (e *deniedError) Error() string { return e.err.Error() }
-func (e *deniedError) Unwrap() error { return e.err }
+func (e *againError) Error() string { return e.err.Error() }
+func (e *againError) Unwrap() error { return e.err }
 
 // connectLink is the path of a sign-in's own page.
 func connectLink(f *auth.Finished) string {
@@ -340,14 +352,16 @@ func connectLink(f *auth.Finished) string {
 	return link
 }
 
-// mayCallBack counts a callback, and refuses those that are too many.
+// mayCallBack counts a callback, and refuses those that are too many. One that can
+// be nobody's counts for its address alone, or a few machines that send such would
+// keep everybody from signing in.
 func (g *Gateway) mayCallBack(w http.ResponseWriter, r *http.Request) error {
-	retry, ok := g.callback.allow(g.remoteAddr(r))
+	plausible := g.auth.Plausible(auth.Callback{Query: r.URL.Query(), Cookie: cookiesOf(r)})
+	retry, ok := g.callback.allow(g.remoteAddr(r), plausible)
 	if ok {
 		return nil
 	}
-	w.Header().Set("Retry-After", strconv.Itoa(int(retry/time.Second)+1))
-	g.metrics.hit("callbackPerMinute")
+	g.tooMany(w, r, auth.Principal{}, "callbackPerMinute", retry)
 	return errTooMany
 }
 

@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -38,6 +40,22 @@ func TestRefuseRequest(t *testing.T) {
 		case got == nil && tt.code == 0:
 		case got == nil || got.Code != tt.code || !strings.Contains(got.Message, tt.say) || len(got.Message) > 200 || strings.Contains(got.Message, "\x1b"):
 			t.Errorf("%.20s %s: %v", tt.method, tt.params, got)
+		}
+	}
+}
+
+// TestNoVersionHeader: what a body of protocol 2026-07-28 lacks in the headers is
+// said in that protocol's words; whoever sends another begins with initialize.
+func TestNoVersionHeader(t *testing.T) {
+	g := newFront(t, servers("r", chattyRemote(t).URL))
+	header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
+	for meta, want := range map[string]string{
+		`"_meta":{` + shortEnvelope + `}`: `map[error:map[code:-32020 message:the header Mcp-Protocol-Version does not say the version that _meta does] id:seven jsonrpc:2.0]`,
+		``:                                "Mcp-Session-Id is missing: begin with initialize, or send Mcp-Protocol-Version: 2026-07-28\n",
+	} {
+		status, got := shortExchange(t, g.url+"/mcp", header, `{"jsonrpc":"2.0","id":"seven","method":"tools/list","params":{`+meta+`}}`)
+		if status != http.StatusBadRequest || len(got) != 1 || fmt.Sprint(got[0]) != want {
+			t.Errorf("%s: %d %v", meta, status, got)
 		}
 	}
 }

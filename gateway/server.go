@@ -25,6 +25,9 @@ import (
 // client sends under this name is overwritten.
 const headerParams = "Gatehouse-Params"
 
+// headerID carries the id of a request on a pipe in the same way.
+const headerID = "Gatehouse-Id"
+
 const modernVersion = "2026-07-28"
 
 const instructions = `Gatehouse puts the tools of several MCP servers (remotes) into one list; a tool is named <remote>_<tool>.
@@ -70,7 +73,7 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 	})
 	s.AddSendingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
 		v.send = next
-		return next
+		return ownUpdates(next)
 	})
 	s.AddReceivingMiddleware(g.recoverPanics, g.adapt(v))
 	return s
@@ -131,6 +134,23 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 					g.clients.add(ss, v)
 				}
 				return result, err
+			case "notifications/progress":
+				if params, err := rawParams(req); err == nil && !isModern(req) {
+					v.session.Progress(req.GetSession(), params)
+				}
+				return next(ctx, method, req)
+			case "subscriptions/listen":
+				id := pipeID(req)
+				if id == nil || !isModern(req) {
+					return next(ctx, method, req)
+				}
+				params, err := rawParams(req)
+				if err != nil {
+					return nil, renderRPC(err, g.now())
+				}
+				c := g.callerOf(ctx, v, req, params)
+				result, err := g.listen(ctx, c, id, params)
+				return g.answer(ctx, c, method, result, err)
 			default:
 				return next(ctx, method, req)
 			}
@@ -150,24 +170,76 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 				c.gone = gone
 			}
 			result, err := g.handle(ctx, c, method, params)
-			if err == nil && c.modern {
-				result, err = g.modernize(method, result)
-			}
-			if err != nil {
-				answer := renderRPC(err, g.now())
-				if answer.Code == jsonrpc.CodeInternalError {
-					g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
-				}
-				return nil, answer
-			}
-			return &rawResult{raw: result}, nil
+			return g.answer(ctx, c, method, result, err)
 		}
 	}
 }
 
-// announceUpdate makes the SDK tell those who have subscribed to a resource.
-func announceUpdate(ctx context.Context, s *mcp.Server, uri string) error {
-	return s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{URI: uri})
+// answer makes what the SDK sends of what the core says.
+func (g *Gateway) answer(ctx context.Context, c caller, method string, result json.RawMessage, err error) (mcp.Result, error) {
+	if err == nil && c.modern {
+		result, err = g.modernize(method, result)
+	}
+	if err != nil {
+		answer := renderRPC(err, g.now())
+		if answer.Code == jsonrpc.CodeInternalError {
+			g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
+		}
+		return nil, answer
+	}
+	return &rawResult{raw: result}, nil
+}
+
+// metaUpdate is where announceUpdate leaves the params for ownUpdates.
+const metaUpdate = "gatehouse/update"
+
+// announceUpdate makes the SDK tell those who have subscribed to a resource. It
+// finds them by the URI that they know; what they get are these params.
+func announceUpdate(ctx context.Context, s *mcp.Server, uri string, params json.RawMessage) error {
+	return s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{Meta: mcp.Meta{metaUpdate: params}, URI: uri})
+}
+
+// ownUpdates sends updates as the remote has them, on the stream that the SDK
+// has found for them.
+func ownUpdates(next mcp.MethodHandler) mcp.MethodHandler {
+	return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
+		update, ok := req.GetParams().(*mcp.ResourceUpdatedNotificationParams)
+		ss, isServer := req.GetSession().(*mcp.ServerSession)
+		if !ok || !isServer {
+			return next(ctx, method, req)
+		}
+		params, ok := update.Meta[metaUpdate].(json.RawMessage)
+		if !ok {
+			return next(ctx, method, req)
+		}
+		if stream := update.Meta[mcp.MetaKeySubscriptionID]; stream != nil {
+			var err error
+			if params, err = withMeta(params, mcp.MetaKeySubscriptionID, stream); err != nil {
+				return nil, err
+			}
+		}
+		return next(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
+	}
+}
+
+// withMeta returns the params of a message with one more member of their _meta.
+func withMeta(params json.RawMessage, key string, value any) (json.RawMessage, error) {
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %s: %w", key, err)
+	}
+	got, err := rawjson.Get(params, "_meta")
+	if err != nil {
+		return nil, fmt.Errorf("reading params: %w", err)
+	}
+	meta := json.RawMessage(got[0])
+	if meta == nil || meta[0] != '{' {
+		meta = json.RawMessage("{}")
+	}
+	if meta, err = rawjson.Set(meta, key, encoded); err != nil {
+		return nil, fmt.Errorf("adding %s: %w", key, err)
+	}
+	return rawjson.Set(params, "_meta", meta)
 }
 
 // callerOf says who sent a request.
@@ -177,20 +249,14 @@ func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params
 	if !ok {
 		return c
 	}
-	notify := func(ctx context.Context, method string, params json.RawMessage) {
-		_, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}})
-		if err != nil {
-			g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
-		}
-	}
 	// The handler's context is what puts a message onto the stream of its request.
-	c.notify = func(method string, params json.RawMessage) { notify(ctx, method, params) }
+	c.notify = func(method string, params json.RawMessage) { v.notify(ctx, ss, method, params) }
 	if c.modern {
 		c.capabilities = declared(params)
 		return c
 	}
 	c.client, c.capabilities = ss, v.peers.of(ss)
-	c.later = func(method string, params json.RawMessage) { notify(context.Background(), method, params) }
+	c.later = v.later(ss)
 	c.ask = func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
 		// On the stream of the request, but no longer than who asks waits.
 		ctx, cancel := context.WithCancelCause(ctx)
@@ -205,6 +271,19 @@ func (g *Gateway) callerOf(ctx context.Context, v *view, req mcp.Request, params
 		return smuggled(result)
 	}
 	return c
+}
+
+// later returns what sends notifications on the client's own event stream. It is
+// kept for as long as the session, and so holds nothing of the request.
+func (v *view) later(ss *mcp.ServerSession) func(method string, params json.RawMessage) {
+	return func(method string, params json.RawMessage) { v.notify(context.Background(), ss, method, params) }
+}
+
+// notify sends a notification to a client, on the stream that the context is of.
+func (v *view) notify(ctx context.Context, ss *mcp.ServerSession, method string, params json.RawMessage) {
+	if _, err := v.send(ctx, method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}}); err != nil {
+		v.g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
+	}
 }
 
 // declared returns the capabilities that a request of the modern era declares.
@@ -331,10 +410,25 @@ type rawResult struct {
 // MarshalJSON returns the result as it was received.
 func (r *rawResult) MarshalJSON() ([]byte, error) { return r.raw, nil }
 
-// withRawParams notes a request's params where rawParams finds them.
-func withRawParams(req *jsonrpc.Request) {
-	if len(req.Params) == 0 {
-		return
+// noteRaw notes a request's params where rawParams finds them, and its id for
+// pipeID.
+func noteRaw(req *jsonrpc.Request) {
+	header := map[string][]string{}
+	if id, err := json.Marshal(req.ID.Raw()); err == nil && req.IsCall() {
+		header[headerID] = []string{string(id)}
 	}
-	req.Extra = &mcp.RequestExtra{Header: map[string][]string{headerParams: {string(req.Params)}}}
+	if len(req.Params) > 0 {
+		header[headerParams] = []string{string(req.Params)}
+	}
+	req.Extra = &mcp.RequestExtra{Header: header}
+}
+
+// pipeID returns the id of a request that came on a pipe, nil for others.
+func pipeID(req mcp.Request) json.RawMessage {
+	if extra := req.GetExtra(); extra != nil {
+		if id := extra.Header[headerID]; len(id) == 1 {
+			return json.RawMessage(id[0])
+		}
+	}
+	return nil
 }

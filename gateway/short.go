@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -23,6 +26,9 @@ import (
 // session of the SDK's for each, which is most of what a call costs. What is not
 // exactly as expected here is left to it, and so are all refusals of a malformed
 // request.
+
+// shortVersions are those of the legacy era whose calls can go the short way.
+var shortVersions = []string{"2025-11-25", "2025-06-18", "2025-03-26"}
 
 // shortCall is a request that can go the short way.
 type shortCall struct{ id, params json.RawMessage }
@@ -45,7 +51,7 @@ func (g *Gateway) serveShort(w http.ResponseWriter, r *http.Request, v *view, me
 
 // serveShortLegacy does the same for a session of the legacy era. It also takes
 // what belongs to calls that came this way: the client's answers to what it was
-// asked, and its wish to cancel.
+// asked, its progress with that, and its wish to cancel.
 func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *client, method string) bool {
 	body, ok := r.Body.(*readBody)
 	if !ok {
@@ -61,6 +67,15 @@ func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *c
 	case "notifications/cancelled":
 		g.clients.cancel(cl, body.raw)
 		return false
+	case "notifications/progress":
+		// The answer that it is about may come right behind it, and this short way.
+		message, err := rawjson.Get(body.raw, "params", "id")
+		if err != nil || message[0] == nil || message[1] != nil || !json.Valid(body.raw) {
+			return false
+		}
+		cl.view.session.Progress(cl.session, message[0])
+		w.WriteHeader(http.StatusAccepted)
+		return true
 	case "tools/call":
 	default:
 		return false
@@ -83,11 +98,7 @@ func (g *Gateway) serveShortLegacy(w http.ResponseWriter, r *http.Request, cl *c
 	v, ss := cl.view, cl.session
 	g.answerShort(ctx, caller{
 		view: v, client: ss, gone: cl.gone.Done(), capabilities: v.peers.of(ss), notify: out.notify,
-		later: func(method string, params json.RawMessage) {
-			if _, err := v.send(context.Background(), method, &mcp.ServerRequest[*rawMessage]{Session: ss, Params: &rawMessage{raw: params}}); err != nil {
-				g.log.DebugContext(ctx, "notification not delivered", "method", method, "principal", v.principal, "error", err)
-			}
-		},
+		later: v.later(ss),
 		ask: func(asking context.Context, method string, params json.RawMessage) (json.RawMessage, error) {
 			return g.askShort(asking, cl, out, method, params)
 		},
@@ -152,10 +163,12 @@ func (g *Gateway) askShort(ctx context.Context, cl *client, out *shortAnswer, me
 	}
 }
 
-// readShortLegacy takes a request of the legacy era apart. The versions before
-// these know batches.
+// readShortLegacy takes a request of the legacy era apart.
 func readShortLegacy(header http.Header, body []byte) (call shortCall, ok bool) {
-	if !has(header, "Mcp-Protocol-Version", "2025-11-25") && !has(header, "Mcp-Protocol-Version", "2025-06-18") {
+	// MCP 2025-11-25, protocol version header: "if the server does not receive an
+	// MCP-Protocol-Version header […] the server SHOULD assume protocol version
+	// 2025-03-26". That one has batches, but a batch is no object.
+	if version := header["Mcp-Protocol-Version"]; len(version) > 1 || len(version) == 1 && !slices.Contains(shortVersions, version[0]) {
 		return call, false
 	}
 	call, meta, ok := readCall(header, body)
@@ -260,8 +273,13 @@ type shortAnswer struct {
 
 	mu        sync.Mutex // guards what follows, and w
 	streaming bool
-	over      bool // the request has been answered
+	silence   *time.Timer // runs while streaming
+	over      bool        // the request has been answered
 }
+
+// maxSilence is how long an event stream is silent: proxies cut those that are
+// for a minute.
+const maxSilence = 25 * time.Second
 
 // notify sends a notification.
 func (a *shortAnswer) notify(method string, params json.RawMessage) {
@@ -281,8 +299,21 @@ func (a *shortAnswer) message(message []byte) {
 	if !a.streaming {
 		a.streaming = true
 		a.begin("text/event-stream", http.StatusOK)
+		a.silence = time.AfterFunc(maxSilence, a.comment)
 	}
 	a.event(message)
+}
+
+// comment writes what clients skip.
+func (a *shortAnswer) comment() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over {
+		return
+	}
+	a.silence.Reset(maxSilence)
+	io.WriteString(a.w, ":\n\n")
+	http.NewResponseController(a.w).Flush()
 }
 
 func (a *shortAnswer) begin(contentType string, status int) {
@@ -334,6 +365,7 @@ func (a *shortAnswer) end(member string, value json.RawMessage, status int) {
 	message = append(append(append(message, `{"jsonrpc":"2.0","id":`...), a.id...), `,"`...)
 	message = append(append(append(append(message, member...), `":`...), value...), '}')
 	if a.streaming {
+		a.silence.Stop()
 		a.event(message)
 		return
 	}

@@ -9,8 +9,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/jsonschema-go/jsonschema"
@@ -145,9 +148,14 @@ func TestBothWaysLegacy(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, body string
+		version    []string // of the header; nil: the session's
 		long       bool
 	}{
 		{name: "a call", body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "an older version", version: []string{"2025-03-26"}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "no version", version: []string{}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`)},
+		{name: "no such version", version: []string{"2025-03-27"}, body: call(`{"name":"r_echo","arguments":{"text":"hi"}}`), long: true},
+		{name: "a batch", version: []string{"2025-03-26"}, body: `[` + call(`{"name":"r_echo","arguments":{"text":"hi"}}`) + `]`, long: true},
 		{name: "a _meta of its own", body: call(`{"name":"r_echo","arguments":{"text":"hi"},"_meta":{"x":1.0}}`)},
 		{name: "no such tool", body: call(`{"name":"r_nothing"}`)},
 		{name: "no such remote", body: call(`{"name":"nothing"}`)},
@@ -156,6 +164,10 @@ func TestBothWaysLegacy(t *testing.T) {
 		{name: "the envelope of the other era", body: call(`{"name":"r_echo","_meta":{` + shortEnvelope + `}}`), long: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			header := header.Clone()
+			if tt.version != nil {
+				header["Mcp-Protocol-Version"] = tt.version
+			}
 			if _, short := readShortLegacy(header, []byte(tt.body)); short == tt.long {
 				t.Fatalf("it goes the short way: %v", short)
 			}
@@ -220,6 +232,64 @@ func TestBothWaysLegacy(t *testing.T) {
 			t.Errorf("the call ended with %v", messages)
 		}
 	})
+}
+
+// TestStreamIsNotSilent: a stream that waits shows that it is there, and nothing
+// comes after the answer.
+func TestStreamIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := httptest.NewRecorder()
+		out := &shortAnswer{w: w, id: json.RawMessage("1")}
+		time.Sleep(time.Hour)
+		out.notify("notifications/message", nil)
+		time.Sleep(2*maxSilence + time.Second)
+		out.end("result", json.RawMessage("{}"), http.StatusOK)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		const event = "event: message\ndata: {\"jsonrpc\":\"2.0\","
+		if got, want := w.Body.String(), event+`"method":"notifications/message","params":{}}`+"\n\n:\n\n:\n\n"+event+`"id":1,"result":{}}`+"\n\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// TestStreamsPassProxies: whoever makes an event stream, it says that a proxy is
+// not to hold it back.
+func TestStreamsPassProxies(t *testing.T) {
+	remote := chattyRemote(t)
+	g := newFront(t, strings.TrimSuffix(servers("r", remote.URL), "}")+`, "gateway": {"sse": true}}`)
+	c := newPlainClient(t, g.url, "{}", false)
+	legacy := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Session-Id": {c.session}, "Mcp-Protocol-Version": {"2025-11-25"}}
+	long := legacy.Clone()
+	long.Set("Content-Type", "application/json; charset=utf-8")
+	modern := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Protocol-Version": {modernVersion}, "Mcp-Method": {"subscriptions/listen"}}
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"r_t","arguments":{},"_meta":{"progressToken":1}}}`
+	for name, tt := range map[string]struct {
+		method, path, body string
+		header             http.Header
+	}{
+		"a call":              {http.MethodPost, "/mcp", call, legacy},
+		"a call the long way": {http.MethodPost, "/mcp", call, long},
+		"a session's stream":  {http.MethodGet, "/mcp", "", legacy},
+		"subscriptions":       {http.MethodPost, "/mcp", `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{` + shortEnvelope + `}}}`, modern},
+		"the old transport":   {http.MethodGet, "/sse", "", nil},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, tt.method, g.url+tt.path, strings.NewReader(tt.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = tt.header.Clone()
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/event-stream") || resp.Header.Get("X-Accel-Buffering") != "no" {
+			t.Errorf("%s: %s %v", name, resp.Status, resp.Header)
+		}
+		cancel()
+		resp.Body.Close()
+	}
 }
 
 func sendShort(t *testing.T, url string, header http.Header, body string) *http.Response {

@@ -32,18 +32,28 @@ type sseStream struct {
 	principal auth.Principal // the zero one where nobody is asked
 }
 
-// add notes a stream; false if there are as many as there may be.
-func (s *sseSessions) add(id string, t sseStream, limit int) bool {
+// add notes a stream, or says which limit it is too many for: limit is that of all
+// sessions.
+func (s *sseSessions) add(id string, t sseStream, limit int) (over string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.byID) >= limit {
-		return false
+		return "sessions"
+	}
+	own := 0
+	for _, other := range s.byID {
+		if other.principal == t.principal {
+			own++
+		}
+	}
+	if own >= maxStreams && t.principal != (auth.Principal{}) {
+		return "streams"
 	}
 	if s.byID == nil {
 		s.byID = map[string]sseStream{}
 	}
 	s.byID[id] = t
-	return true
+	return ""
 }
 
 // get returns the stream of that name if it is theirs who ask.
@@ -62,28 +72,33 @@ func (s *sseSessions) remove(id string) {
 
 // serveSSE is GET /sse: a session from its beginning to its end.
 func (g *Gateway) serveSSE(w http.ResponseWriter, r *http.Request) {
+	token, _ := bearer(r) // before it is taken away
 	who, ok := g.authenticate(w, r)
 	if !ok {
 		return
 	}
 	if g.users {
 		var done context.CancelFunc
-		r, done = g.during(r, who)
+		r, done = g.during(r, who, token)
 		defer done()
 	}
 	id := rand.Text()
 	stream := &mcp.SSEServerTransport{
 		Endpoint: "/messages?session=" + id, Response: w, MaxRequestBodyBytes: int64(g.cfg.Gateway.Limits.BodyBytes),
 	}
-	if !g.sse.add(id, sseStream{stream, who.Principal}, g.cfg.Gateway.Limits.Sessions) {
-		g.metrics.hit("sessions")
-		w.Header().Set("Retry-After", "60")
-		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusServiceUnavailable)
+	switch g.sse.add(id, sseStream{stream, who.Principal}, g.cfg.Gateway.Limits.Sessions) {
+	case "streams":
+		g.refuseStream(w, r, who.Principal)
+		return
+	case "sessions":
+		g.tooMany(w, r, who.Principal, "sessions", fullFor)
+		http.Error(w, "too many sessions (gateway.limits.sessions)", http.StatusTooManyRequests)
 		return
 	}
 	defer g.sse.remove(id)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache, no-transform")
+	w.Header().Set("X-Accel-Buffering", "no")
 	transport := &stdioTransport{Transport: stream, g: g}
 	first, cancel := context.WithTimeout(r.Context(), firstMessage)
 	capabilities, err := transport.listen(first)

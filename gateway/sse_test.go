@@ -135,7 +135,7 @@ func TestSSEGuards(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Body.Close()
-	if got := do(http.MethodGet, on.url+"/sse", ""); got != http.StatusServiceUnavailable {
+	if got := do(http.MethodGet, on.url+"/sse", ""); got != http.StatusTooManyRequests {
 		t.Errorf("one too many: %d", got)
 	}
 }

@@ -136,8 +136,8 @@ func (c *stdioConnection) Read(ctx context.Context) (jsonrpc.Message, error) {
 		return msg, withRawResult(resp)
 	}
 	if req, ok := msg.(*jsonrpc.Request); ok {
-		withRawParams(req)
-		if req.IsCall() {
+		noteRaw(req)
+		if req.IsCall() && req.Method != "subscriptions/listen" { // which lasts as long as the connection
 			here, everywhere := c.owed.begin(), c.g.calls.begin()
 			c.mu.Lock()
 			defer c.mu.Unlock()

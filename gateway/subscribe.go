@@ -2,8 +2,13 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"gatehouse/session/rawjson"
 )
 
 // This file is who wants to know when a resource changes. A remote is asked
@@ -97,14 +102,14 @@ func (s *subscriptions) has(remote, original string) (uris []string) {
 // is about one resource.
 func (g *Gateway) subscribe(ctx context.Context, c caller, uri string) error {
 	remote, original, err := g.ownerOf(ctx, c, uri)
+	if err == nil && !c.view.offers(remote).Subscribe {
+		err = errUnknownMethod
+	}
+	if _, missing := errors.AsType[*notFound](err); c.modern && (missing || errors.Is(err, errUnknownMethod)) {
+		return nil // the other parts of its subscription are good all the same
+	}
 	if err != nil {
 		return err
-	}
-	if !c.view.offers(remote).Subscribe {
-		if c.modern {
-			return nil // the other parts of its subscription are good all the same
-		}
-		return errUnknownMethod
 	}
 	if !c.view.subs.add(uri, remote, original, c.client) {
 		return &invalidParams{"too many subscriptions: end some of them first"}
@@ -149,11 +154,37 @@ func (g *Gateway) endSubscriptions(ctx context.Context, c caller, ended ...*subs
 	}
 }
 
-// resourceUpdated tells those who have subscribed.
-func (v *view) resourceUpdated(remote, original string) {
+// resourceUpdated tells those who have subscribed to a resource that it, or a
+// part of it, has been updated.
+func (v *view) resourceUpdated(remote, original string, params json.RawMessage) {
 	for _, uri := range v.subs.has(remote, original) {
-		if err := announceUpdate(context.Background(), v.server, uri); err != nil {
+		told, update, err := asSubscribed(params, remote, uri != original)
+		if err == nil {
+			v.listens.update(uri, told, update)
+			err = announceUpdate(context.Background(), v.server, uri, update)
+		}
+		if err != nil {
 			v.g.log.Debug("update not delivered", "remote", remote, "principal", v.principal, "error", err)
 		}
 	}
+}
+
+// asSubscribed returns the params of an update, and the URI in them: a qualified
+// one for those who have subscribed to such.
+func asSubscribed(params json.RawMessage, remote string, qualified bool) (uri string, update json.RawMessage, err error) {
+	got, err := rawjson.Get(params, "uri")
+	if err != nil {
+		return "", nil, fmt.Errorf("reading an update: %w", err)
+	}
+	uri, _ = rawjson.String(got[0])
+	if !qualified {
+		return uri, params, nil
+	}
+	uri = qualify(remote, uri)
+	encoded, err := json.Marshal(uri)
+	if err != nil {
+		return "", nil, fmt.Errorf("encoding a URI: %w", err)
+	}
+	update, err = rawjson.Set(params, "uri", encoded)
+	return uri, update, err
 }

@@ -3,9 +3,12 @@ package gateway
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // stream opens a client's own event stream and returns what comes on it.
@@ -155,6 +158,22 @@ func TestSubscriptions(t *testing.T) {
 	if got := until(t, twos, "notifications/resources/updated"); !strings.Contains(got, `"uri":"a:2"`) {
 		t.Errorf("got %s", got)
 	}
+	// A part of it is told as what it is, with what the remote adds.
+	const part = `"more":1.0,"_meta":{"x":1`
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:2/sub",` + part + `}}`
+	if got := until(t, twos, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:2/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	if got := until(t, ones, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"gatehouse:first/a:2/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1/sub",` + part + `}}`
+	if got := until(t, ones, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:1/sub",`+part+`}}`) {
+		t.Errorf("got %s", got)
+	}
+	if got := until(t, threes, "notifications/resources/updated"); !strings.Contains(got, `"params":{"uri":"a:1/sub",`+part+`,"io.modelcontextprotocol/subscriptionId":`) {
+		t.Errorf("got %s", got)
+	}
 	// The first of two who leave costs the other nothing.
 	if got := one.call("resources/unsubscribe", `"uri":"a:1"`); got != "{}" {
 		t.Error(got)
@@ -186,6 +205,97 @@ func TestSubscriptions(t *testing.T) {
 	}
 }
 
+// TestListensOnOnePipe: each of a client's listens is told what it asked for, under
+// its own id, until that one ends; an open one holds up nobody's leaving.
+func TestListensOnOnePipe(t *testing.T) {
+	remote := changingRemote(t)
+	g := newFront(t, servers("r", remote.URL))
+	in, inWriter := io.Pipe()
+	outReader, out := io.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- g.ServeStdio(t.Context(), in, out, time.Hour) }()
+	lines := bufio.NewScanner(outReader)
+	next := func() string {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatal("the output has ended")
+		}
+		return lines.Text()
+	}
+	expect := func(method, id string, more ...string) {
+		t.Helper()
+		got := next()
+		for _, want := range append(more, `"`+method+`"`, `"io.modelcontextprotocol/subscriptionId":`+id) {
+			if !strings.Contains(got, want) {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		}
+	}
+	send := func(message string) {
+		t.Helper()
+		if _, err := io.WriteString(inWriter, message+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(`{"jsonrpc":"2.0","id":"first","method":"tools/list","params":{` + modernMeta + `}}`)
+	<-remote.opened
+	next()
+	for id, notifications := range map[string]string{
+		`1`:   `"promptsListChanged":true`,
+		`2`:   `"promptsListChanged":true,"resourceSubscriptions":["a:1"]`,
+		`"3"`: `"resourceSubscriptions":["a:1","a:2"]`,
+	} {
+		send(`{"jsonrpc":"2.0","id":` + id + `,"method":"subscriptions/listen","params":{` + modernMeta + `,"notifications":{` + notifications + `}}}`)
+		expect("notifications/subscriptions/acknowledged", id, notifications)
+	}
+	told := func(method string, ids ...string) {
+		t.Helper()
+		var got []string
+		for range ids {
+			line := next()
+			if !strings.Contains(line, method) {
+				t.Errorf("got %s, want %s", line, method)
+			}
+			_, id, _ := strings.Cut(line, `subscriptionId":`)
+			got = append(got, id[:strings.Index(id, "}")])
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, ids) {
+			t.Errorf("%s was told to %v, want %v", method, got, ids)
+		}
+	}
+	remote.set("prompts/list", `{"prompts":[{"name":"one"}]}`)
+	remote.say <- `"method":"notifications/prompts/list_changed"`
+	told("notifications/prompts/list_changed", `1`, `2`)
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1"}`
+	told("notifications/resources/updated", `"3"`, `2`)
+
+	send(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":2}}`)
+	if got := next(); !strings.Contains(got, `"id":2`) {
+		t.Errorf("got %s after the second has been cancelled", got)
+	}
+	remote.set("prompts/list", `{"prompts":[{"name":"two"}]}`)
+	remote.say <- `"method":"notifications/prompts/list_changed"`
+	told("notifications/prompts/list_changed", `1`)
+	remote.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1"}`
+	told("notifications/resources/updated", `"3"`)
+	if got := remote.got("resources/unsubscribe"); got != "" {
+		t.Errorf("the remote got %s while somebody listens", got)
+	}
+	inWriter.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	outReader.Close()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, v := range g.views {
+		if n := len(v.listens.all) + len(v.subs.byURI); n != 0 {
+			t.Errorf("%d entries are left", n)
+		}
+	}
+}
+
 func TestSubscribingToNothing(t *testing.T) {
 	remote := changingRemote(t)
 	remote.set("resources/subscribe", `!{"code":-32602,"message":"not this one"}`)
@@ -203,5 +313,5 @@ func TestSubscribingToNothing(t *testing.T) {
 	}
 	modern := newPlainClient(t, g.url, "{}", true)
 	modern.call("tools/list", "")
-	modern.listen(`"resourceSubscriptions":["b:1"]`)
+	modern.listen(`"resourceSubscriptions":["b:1","c:1"]`)
 }

@@ -97,6 +97,47 @@ func (g *Gateway) callOwn(ctx context.Context, c caller, name string, arguments,
 	return nil, unknownTool(name)
 }
 
+// withStrangers adds to a request for a sign-in what its user has to know of
+// others who have opened links of theirs.
+func (g *Gateway) withStrangers(ctx context.Context, c caller, required *auth.RequiredError) *auth.RequiredError {
+	if !g.users {
+		return required
+	}
+	also := *required // others may be reading it
+	also.Strangers = slices.DeleteFunc(g.auth.UntoldStrangers(ctx, c.view.principal), func(remote string) bool {
+		return remote == required.Remote && required.Stranger
+	})
+	return &also
+}
+
+// tellOfStrangers adds the same to a result of the gateway's own tools. What
+// remotes answer is passed on as it is.
+func (g *Gateway) tellOfStrangers(ctx context.Context, c caller, tool string, result json.RawMessage) (json.RawMessage, error) {
+	if !g.users {
+		return result, nil
+	}
+	remotes := g.auth.UntoldStrangers(ctx, c.view.principal)
+	if len(remotes) == 0 || tool == toolStatus {
+		return result, nil // the status says it by itself
+	}
+	got, err := rawjson.Get(result, "content")
+	if err != nil {
+		return nil, fmt.Errorf("reading a result of %s: %w", tool, err)
+	}
+	var content []json.RawMessage
+	if err := json.Unmarshal(got[0], &content); err != nil {
+		return nil, fmt.Errorf("reading a result of %s: %w", tool, err)
+	}
+	more, err := json.Marshal(text(strangersSay(remotes)))
+	if err == nil {
+		got[0], err = json.Marshal(append(content, more))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encoding a result of %s: %w", tool, err)
+	}
+	return rawjson.Set(result, "content", got[0])
+}
+
 // How many tools gateway_find_tools shows, if it is not told and at most.
 const foundTools, maxFoundTools = 20, 200
 
@@ -243,7 +284,9 @@ type remoteStatus struct {
 	Name        string     `json:"name"`
 	Status      string     `json:"status"` // connected | connecting | auth_required | unavailable | unsupported | disabled
 	Tools       int        `json:"tools"`
-	Server      string     `json:"server,omitempty"` // what it calls itself, and its version
+	Renamed     []renamed  `json:"renamed,omitempty"`  // tools whose plain name is another's, or too long
+	LeftOut     []string   `json:"left_out,omitempty"` // tools that are not listed
+	Server      string     `json:"server,omitempty"`   // what it calls itself, and its version
 	Protocol    string     `json:"protocol,omitempty"`
 	SignIn      string     `json:"sign_in"`              // signed_in | signed_out | none: it asks for none
 	SignInBy    string     `json:"sign_in_by,omitempty"` // one of signInBy
@@ -255,8 +298,15 @@ type remoteStatus struct {
 	AuthURL     string     `json:"auth_url,omitempty"`
 	LastError   string     `json:"last_error,omitempty"`
 	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
+	StrangerAt  *time.Time `json:"stranger_at,omitempty"` // when another account opened a sign-in link for it last
 	Advice      string     `json:"advice,omitempty"`
 	retried     bool       // by itself
+}
+
+// renamed is a tool that has a name with a suffix.
+type renamed struct {
+	Tool string `json:"tool"` // as the remote calls it
+	Name string `json:"name"` // as the gateway does
 }
 
 // signInBy says how a remote is signed in to, by auth.type.
@@ -326,7 +376,11 @@ func (g *Gateway) report(ctx context.Context, v *view, links bool) (string, []re
 	}
 	var all []remoteStatus
 	for i := range g.cfg.Servers {
-		all = append(all, g.remoteStatus(v, &g.cfg.Servers[i], links))
+		s := g.remoteStatus(v, &g.cfg.Servers[i], links)
+		if g.users {
+			s.StrangerAt = stamp(g.auth.Stranger(ctx, v.principal, s.Name))
+		}
+		all = append(all, s)
 	}
 	var say strings.Builder
 	fmt.Fprintf(&say, "Gatehouse %s, %s. %s\n", g.version, plural(len(all), "remote"), g.whoami(v.principal))
@@ -386,6 +440,17 @@ func (g *Gateway) remoteStatus(v *view, server *Server, links bool) remoteStatus
 		out.Status = "auth_required"
 	}
 	out.Server, out.Protocol = strings.TrimSpace(conn.Server+" "+conn.Version), conn.Protocol
+	tools := v.now().tools
+	for _, e := range tools.renamed {
+		if e.remote == server.Name {
+			out.Renamed = append(out.Renamed, renamed{e.original, e.name})
+		}
+	}
+	for _, e := range tools.leftOut {
+		if e.remote == server.Name {
+			out.LeftOut = append(out.LeftOut, e.original)
+		}
+	}
 	if say, ok := sentence(conn.Err); ok && conn.State != session.StateConnected {
 		out.LastError, out.LastErrorAt = say, stamp(conn.Since)
 	}
@@ -471,8 +536,18 @@ func describe(s remoteStatus, now time.Time) string {
 		}
 		parts = append(parts, in)
 	}
+	if len(s.Renamed) > 0 {
+		first := s.Renamed[0]
+		parts = append(parts, "renamed: "+printable(first.Tool)+" is "+first.Name+andMore(len(s.Renamed)))
+	}
+	if len(s.LeftOut) > 0 {
+		parts = append(parts, "left out: "+printable(s.LeftOut[0])+andMore(len(s.LeftOut)))
+	}
 	if s.LastError != "" {
 		parts = append(parts, "last problem: "+s.LastError)
+	}
+	if s.StrangerAt != nil {
+		parts = append(parts, "somebody logged in with another account opened a sign-in link for it at "+s.StrangerAt.Format(time.RFC3339)+" and was refused: keep such links to yourself")
 	}
 	if s.AuthURL != "" {
 		parts = append(parts, "sign in here: "+s.AuthURL)
@@ -482,15 +557,26 @@ func describe(s remoteStatus, now time.Time) string {
 	return joinParts(parts)
 }
 
+// andMore says that the first of n is not all.
+func andMore(n int) string {
+	if n == 1 {
+		return ""
+	}
+	return fmt.Sprintf(", and %d more", n-1)
+}
+
 // joinParts makes one line of parts of which some are sentences.
 func joinParts(parts []string) string {
 	line := parts[0]
 	for _, part := range parts[1:] {
-		if strings.HasSuffix(line, "?") || strings.HasSuffix(line, "!") {
-			line += " " + strings.ToUpper(part[:1]) + part[1:]
-			continue
+		switch upper := strings.ToUpper(part[:1]) + part[1:]; {
+		case strings.HasSuffix(line, "?") || strings.HasSuffix(line, "!"):
+			line += " " + upper
+		case part == upper: // a sentence of its own
+			line = strings.TrimSuffix(line, ".") + ". " + part
+		default:
+			line = strings.TrimSuffix(line, ".") + "; " + part
 		}
-		line = strings.TrimSuffix(line, ".") + "; " + part
 	}
 	return line
 }
@@ -504,7 +590,7 @@ func (g *Gateway) login(ctx context.Context, c caller, name string) (json.RawMes
 	required, say, err := g.signIn(ctx, c, server)
 	switch {
 	case required != nil:
-		return signInResult(newAuthRequired(required, g.now(), "its tools are there"), false)
+		return signInResult(newAuthRequired(g.withStrangers(ctx, c, required), g.now(), "its tools are there"), false)
 	case err != nil:
 		return renderCall(err, g.now())
 	}

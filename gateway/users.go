@@ -28,6 +28,13 @@ const (
 	mcpPath      = "/mcp"
 )
 
+// How many bearer tokens a minute the provider is asked about that it then does
+// not vouch for: of one address, and in all.
+const (
+	askedPerMinute      = 300
+	askedPerMinuteTotal = 20_000
+)
+
 // authenticate says for whom an MCP request is, and refuses those of nobody.
 // Where nobody is asked who they are, the identity is the zero one.
 func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth.Identity, ok bool) {
@@ -36,8 +43,15 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth
 	}
 	token, code := bearer(r)
 	if code == "" {
-		identity, err := g.auth.Authenticate(r.Context(), token)
+		from, asked := g.remoteAddr(r), false
+		identity, err := g.auth.Authenticate(r.Context(), token, func() bool {
+			_, asked = g.bearers.allow(from, true)
+			return asked
+		})
 		if err == nil {
+			if asked {
+				g.bearers.giveBack(from)
+			}
 			// It has said who it is, and goes no further. The SDK wants to see one.
 			r.Header["Authorization"] = seenBearer
 			return identity, true
@@ -46,8 +60,13 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) (who auth
 			return who, false // nobody is there any more
 		}
 		code = "invalid_token"
-		g.log.Info("request refused: its bearer token is not accepted", "error", err)
-		g.record(r.Context(), slog.LevelWarn, eventRefused, auth.Principal{}, slog.String("why", "bearer"), slog.String("from", g.remoteAddr(r).String()))
+		if errors.Is(err, auth.ErrUnasked) {
+			// No record of each: the address has some already, and may go on for long.
+			g.metrics.hit("bearersPerMinute")
+		} else {
+			g.log.Info("request refused: its bearer token is not accepted", "error", err)
+			g.refused(r, auth.Principal{}, "bearer")
+		}
 	}
 	g.metrics.unauthenticated(code)
 	g.challenge(w, code)
@@ -139,11 +158,34 @@ func (g *Gateway) asPrincipal(next http.Handler) http.Handler {
 	}, nil)(next)}
 }
 
-// during ends a stream with the token that it was opened with: who opens it
-// again shows another one.
-func (g *Gateway) during(r *http.Request, who auth.Identity) (*http.Request, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(r.Context(), who.Expires.Sub(g.now()))
-	return r.WithContext(ctx), cancel
+// during ends a stream when its token is not accepted any more: who opens it again
+// shows another one. The token is looked at when it should be, which is its end
+// where that is known.
+func (g *Gateway) during(r *http.Request, who auth.Identity, token string) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		defer cancel()
+		for wait := who.Expires.Sub(g.now()); ; {
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			}
+			again, err := g.auth.Authenticate(ctx, token, nil)
+			if err != nil || again.Principal != who.Principal {
+				return
+			}
+			wait = max(again.Expires.Sub(g.now()), time.Second)
+		}
+	}()
+	return r.WithContext(ctx), func() {
+		cancel()
+		<-over
+	}
 }
 
 // userRoutes adds the routes of a gateway that tells its users apart.
@@ -253,7 +295,7 @@ func (g *Gateway) serveLoginCallback(w http.ResponseWriter, r *http.Request) err
 	if err != nil {
 		g.record(r.Context(), slog.LevelWarn, eventLoginRefused, auth.Principal{}, slog.String("why", whyRefused(err)))
 		if errors.Is(err, auth.ErrDenied) {
-			return &deniedError{err, loginPath}
+			return &againError{err, loginPath}
 		}
 		return err
 	}

@@ -33,12 +33,17 @@ type view struct {
 	unwatch   func()
 	levels    logLevels
 	subs      subscriptions
+	listens   listens
+	linked    linked
 	peers     peers
 	calls     *callLimit
 
 	waits    sync.WaitGroup // for what goes on in the background, until end
-	seen     time.Time      // when it was last asked for; guarded by g.mu, like the next
+	seen     time.Time      // when it was last asked for; guarded by g.mu, like the next two
 	requests int            // in flight
+	streams  int            // of those, the event streams that stay open
+
+	resting atomic.Bool // its connections are closed, since its clients have left
 
 	links   atomic.Int64 // of those, what waits for a link to be visited
 	ended   context.Context
@@ -90,6 +95,7 @@ func (v *view) announceChange() {
 		changed.tools = true
 	}
 	announce(v.server, changed)
+	v.listens.announce(changed)
 }
 
 func (v *view) close() {
@@ -184,17 +190,21 @@ var atOnce = func() context.Context {
 }()
 
 // cacheHint is how long a merged list may be kept, and by whom: "public" where
-// every remote says that its part is the same for everybody. A remote that is
-// not connected may change its part at any moment.
+// every remote says that its part is the same for everybody, and none of them
+// knows who asks. A remote that is not connected may change its part at any moment.
 func (v *view) cacheHint(kind int) (ttl time.Duration, scope string) {
 	ttl, scope = time.Hour, "public"
+	if v.g.users {
+		scope = "private" // it says which remotes a user has signed in to
+	}
 	now := time.Now()
-	for _, c := range v.session.Catalogs(atOnce) {
+	servers := v.g.cfg.Running()
+	for i, c := range v.session.Catalogs(atOnce) {
 		hint := c.Hints[kind]
 		if !c.Known || !c.Connected {
 			hint = session.CacheHint{}
 		}
-		if !hint.Public {
+		if !hint.Public || servers[i].Auth.SignsIn() {
 			scope = "private"
 		}
 		ttl = max(0, min(ttl, hint.Until.Sub(now)))

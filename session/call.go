@@ -17,6 +17,7 @@ const askTimeout = 10 * time.Minute
 // call is one request of a client while it is in flight.
 type call struct {
 	id      int64
+	session *Session // whose client's it is
 	from    Caller
 	token   json.RawMessage // the client's progress token; nil: it wants no progress
 	ctx     context.Context // ends with the call
@@ -75,8 +76,8 @@ func (p *patience) resume() {
 }
 
 // start enters a call; until end its messages find their way by the link.
-func (l *link) start(ctx context.Context, id int64, from *Caller, token json.RawMessage, p *patience) *call {
-	c := &call{id: id, from: *from, token: token, patient: p}
+func (l *link) start(ctx context.Context, id int64, s *Session, from *Caller, token json.RawMessage, p *patience) *call {
+	c := &call{id: id, session: s, from: *from, token: token, patient: p}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -240,8 +241,12 @@ func (l *link) byToken(params json.RawMessage) (*call, json.RawMessage) {
 }
 
 // only returns the call that a message is about which came beside all calls:
-// the newest, if those in flight are all one client's, else none.
+// the newest, if those in flight are all one client's, else none. On what is
+// common to all it could be about anybody's.
 func (l *link) only() *call {
+	if l.connection.shared {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var newest *call
@@ -270,10 +275,10 @@ func (l *link) incoming(c *call) incoming {
 func (l *link) heard(c *call, method string, params json.RawMessage) {
 	switch method {
 	case "notifications/tools/list_changed":
-		l.connection.said.Store(true)
-		l.connection.changed()
+		l.connection.main().said.Store(true)
+		l.connection.main().changed()
 	case "notifications/prompts/list_changed", "notifications/resources/list_changed":
-		l.connection.changed()
+		l.connection.main().changed()
 	case notifyUpdated:
 		l.connection.updated(params)
 	case notifyCancelled:
@@ -389,7 +394,10 @@ func (l *link) withdraw(params json.RawMessage) {
 	}
 }
 
-const codeUnknownMethod = -32601
+const (
+	codeUnknownMethod = -32601
+	codeInvalidParams = -32602
+)
 
 // ask asks the client behind a call, and gives the remote its answer.
 func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
@@ -397,7 +405,12 @@ func (l *link) ask(a *ask, c *call, method string, params json.RawMessage) {
 	defer c.patient.resume()
 	ctx, cancel := context.WithTimeout(a.ctx, askTimeout)
 	defer cancel()
-	result, err := c.from.Ask(ctx, method, params)
+	var result json.RawMessage
+	params, end, err := l.reportable(c, params)
+	if err == nil {
+		result, err = c.from.Ask(ctx, method, params)
+		end()
+	}
 	if context.Cause(a.ctx) == errWithdrawn {
 		// "Receivers of cancellation notifications SHOULD … Not send a response for
 		// the cancelled request".

@@ -71,7 +71,7 @@ func sameDefinitions(a, b []Definition) bool {
 }
 
 // update takes in what has just been listed and reports whether that is
-// anything new.
+// anything new, and as such another generation.
 func (c *Catalog) update(read *lists) bool {
 	news := !c.Known
 	for i, list := range c.lists() {
@@ -83,9 +83,6 @@ func (c *Catalog) update(read *lists) bool {
 		}
 	}
 	c.Known = true
-	if news {
-		c.Generation++
-	}
 	return news
 }
 

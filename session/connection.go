@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,6 @@ const (
 	asideTimeout     = 5 * time.Second        // of a message that nobody waits for
 	goodbyeTimeout   = 2 * time.Second        // of the DELETE that ends an MCP session
 	listFloor        = 100 * time.Millisecond // between two listings that nobody waits for
-	maxAside         = 8                      // messages nobody waits for, at once
 	maxSessionID     = 4096
 )
 
@@ -37,15 +37,19 @@ var accepted = []string{offered, "2025-06-18", "2025-03-26", "2024-11-05"}
 const codeUnsupportedVersion = -32022
 
 // connection is one principal's way to one remote. It is there from the
-// session's beginning to its end, whether or not the remote is.
+// session's beginning to its end, whether or not the remote is. Where all have
+// one connection in common, that has the main link and the catalog, and the
+// principal's own has the links of clients that can be asked something.
 type connection struct {
 	session *Session
 	remote  *remote
 	wire    wire
-	ids     atomic.Int64  // of our requests, over all links
-	aside   chan struct{} // slots of messages that nobody waits for
-	wanting atomic.Bool   // the state is StateSignInNeeded
-	said    atomic.Bool   // the remote has said that its tools have changed: clients hear of it even if they look the same
+	common  atomic.Pointer[connection] // nil: there is none
+	shared  bool                       // it is the common one, and its session nobody's
+	ids     atomic.Int64               // of our requests, over all links
+	asides  asides
+	wanting atomic.Bool // the state is StateSignInNeeded
+	said    atomic.Bool // the remote has said that its tools have changed: clients hear of it even if they look the same
 
 	answered     chan struct{} // closed when the remote has been listed or has failed, once
 	answeredOnce sync.Once
@@ -61,14 +65,17 @@ type connection struct {
 	listing    *attempt   // nil: none in flight
 	listed     *attempt   // the last listing that ended
 	listedAt   time.Time
-	listings   int              // begun so far
-	relist     bool             // the list has changed while it was being read
-	subscribed map[string]*link // URIs of resources, and on which link
-	listens    *listens         // what a modern remote is asked to tell; nil: none is open
+	listings   int                      // begun so far
+	relist     bool                     // the list has changed while it was being read
+	subscribed map[string]*subscription // by the URI of the resource
+	listens    *listens                 // what a modern remote is asked to tell; nil: none is open
 	sides      map[sideKey]*side
 	headers    map[string][]ParamHeader // of tools that have some, as last listed
 	catalog    Catalog
 	status     Status
+	apart      bool   // a common connection that nobody uses any more: the remote keeps state
+	found      *link  // by which it knows that, until somebody inherits it
+	remembered uint64 // the generation of the common catalog that is kept for the principal
 }
 
 // attempt is a dial or a listing in flight. It runs under the session's
@@ -91,9 +98,8 @@ func newConnection(s *Session, r *remote) *connection {
 		session:    s,
 		remote:     r,
 		wire:       wire{remote: r},
-		aside:      make(chan struct{}, maxAside),
 		answered:   make(chan struct{}),
-		subscribed: map[string]*link{},
+		subscribed: map[string]*subscription{},
 		catalog:    Catalog{Remote: r.Name},
 		status:     Status{State: StateConnecting, Since: time.Now()},
 	}
@@ -124,38 +130,39 @@ func (c *connection) call(ctx context.Context, method string, params json.RawMes
 		if err != nil {
 			return nil, err
 		}
+		on := l.connection
 		c.leveled(ctx, l)
 		id, result, err := c.once(ctx, l, method, params, from, patient)
 		release()
 		refusal, _ := errors.AsType[*ResponseError](err)
 		switch {
 		case err == nil:
-			if c.wanting.Load() {
-				c.changed() // it does not want a sign-in any more, nor perhaps for its list
+			if on.wanting.Load() {
+				on.changed() // it does not want a sign-in any more, nor perhaps for its list
 			}
 			return result, nil
 		case errors.Is(err, errGone) && try == 0:
 			// "When a client receives HTTP 404 in response to a request containing an
 			// Mcp-Session-Id, it MUST start a new session".
-			c.drop(l, nil)
+			on.drop(l, nil)
 			continue
 		case errors.Is(err, errGone):
 			err = c.remote.gone()
 		case l.modern && refusal != nil && refusal.Code == codeHeaderMismatch && try == 0:
 			// The tool's annotations are not what they were when it was listed. The
 			// remote has not executed the request.
-			if c.relisted(ctx, l) == nil {
+			if on.relisted(ctx, l) == nil {
 				continue
 			}
 		case l.modern && refusal != nil && refusal.Code == codeUnsupportedVersion && try == 0:
 			c.remote.eras.Store(int32(erasUnknown))
-			c.drop(l, nil)
+			on.drop(l, nil)
 			continue
 		}
 		if ctx.Err() != nil {
 			c.cancelled(l, id)
 		}
-		c.failed(l, err)
+		on.failed(l, err)
 		return nil, err
 	}
 }
@@ -172,12 +179,12 @@ func operation(method string, params json.RawMessage) string {
 
 // once sends the request on one link.
 func (c *connection) once(ctx context.Context, l *link, method string, params json.RawMessage, from *Caller, patient *patience) (id int64, result json.RawMessage, err error) {
-	id = c.ids.Add(1)
-	outgoing, token, err := remint(params, id)
+	id = l.connection.ids.Add(1)
+	outgoing, token, err := remint(params, strconv.FormatInt(id, 10))
 	if err != nil {
 		return id, nil, err
 	}
-	in := l.start(ctx, id, from, token, patient)
+	in := l.start(ctx, id, c.session, from, token, patient)
 	defer l.end(in)
 	err = c.wire.authorized(ctx, true, func() (err error) {
 		result, _, err = l.request(ctx, id, method, outgoing, in)
@@ -239,8 +246,11 @@ func (c *connection) failed(l *link, err error) {
 		c.drop(l, err)
 	case failure != nil && failure.Status == http.StatusBadRequest:
 		// Servers that do not answer 404 for a session that they do not know
-		// answer this. A new one costs little, and begins with the next request.
-		c.drop(l, nil)
+		// answer this. A new one costs little, and begins with the next request. What
+		// others use is not dropped for one's bad requests, but now and then.
+		if !c.shared || c.linkedFor(l) > steady {
+			c.drop(l, nil)
+		}
 	case failure != nil && failure.Kind == KindCut:
 		// It may have died, or have dropped this one answer: a look at its lists
 		// tells, and until then it is not called connected.
@@ -248,6 +258,13 @@ func (c *connection) failed(l *link, err error) {
 			c.remote.recovery.soon(c)
 		}
 	}
+}
+
+// linkedFor is for how long a link has been used.
+func (c *connection) linkedFor(l *link) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(l.began)
 }
 
 // note changes the state of a live connection; false if it is not the one that
@@ -357,8 +374,12 @@ func (c *connection) dialed(ctx context.Context, fresh bool) (*link, error) {
 		if a == nil {
 			a, joined = c.startDialLocked(true), false
 		}
+		apart := c.apart
 		c.mu.Unlock()
-		if a == nil {
+		switch {
+		case apart && a == nil:
+			return nil, errApart
+		case a == nil:
 			return nil, ErrClosed
 		}
 		if err := c.wait(ctx, a); err != nil {
@@ -389,8 +410,12 @@ func (c *connection) wait(ctx context.Context, a *attempt) error {
 	}
 }
 
-// startDialLocked begins a dial, or returns nil if the session is closed.
+// startDialLocked begins a dial, or returns nil if the session is closed, or the
+// connection not in common any more.
 func (c *connection) startDialLocked(loud bool) *attempt {
+	if c.apart {
+		return nil
+	}
 	a := &attempt{epoch: c.epoch, loud: loud, done: make(chan struct{})}
 	if !c.session.spawn(func() { c.dial(a) }) {
 		return nil
@@ -414,9 +439,11 @@ func (c *connection) dial(a *attempt) {
 	switch {
 	case stale:
 		err = errStale
+	case err == nil && c.shared && l.keepsState():
+		c.dialing, c.found, err = a, l, errApart // who comes now waits for part
 	case err == nil:
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
-		c.link = l
+		c.link, l.began, l.used = l, time.Now(), time.Now()
 		c.catalog.Offers = l.offers
 		c.status.Server, c.status.Version, c.status.Protocol = l.server, l.build, l.version
 		// Before anybody can see the link, so that none is seen unlisted. Quietly:
@@ -426,14 +453,18 @@ func (c *connection) dial(a *attempt) {
 		news = c.settleLocked(err)
 	}
 	c.mu.Unlock()
+	if errors.Is(err, errApart) {
+		c.part() // before anybody tries again
+	}
 	a.link, a.err = l, err
 	close(a.done)
 	switch {
 	case stale && l != nil:
 		c.goodbye(l)
-	case stale:
+	case stale, errors.Is(err, errApart):
 	case err == nil:
 		c.remote.recovery.up()
+		c.levelSoon(l)
 	default:
 		c.answeredOnce.Do(func() { close(c.answered) })
 		c.unwell(err, news)
@@ -468,26 +499,6 @@ func (c *connection) cancelled(l *link, id int64) {
 	body, err := appendRequest(nil, 0, notifyCancelled, fmt.Appendf(nil, `{"requestId":%d}`, id))
 	if err == nil {
 		c.sendAside(l, body)
-	}
-}
-
-// sendAside sends a message that nobody waits for, unless there are many.
-func (c *connection) sendAside(l *link, body []byte) {
-	select {
-	case c.aside <- struct{}{}:
-	default:
-		return
-	}
-	sent := c.session.spawn(func() {
-		defer func() { <-c.aside }()
-		ctx, cancel := context.WithTimeout(c.session.ctx, asideTimeout)
-		defer cancel()
-		if err := l.via.notify(ctx, l.header, body); err != nil {
-			c.session.log.Debug("message not delivered", "remote", c.remote.Name, "error", err)
-		}
-	})
-	if !sent {
-		<-c.aside
 	}
 }
 
@@ -531,6 +542,7 @@ func (c *connection) list(a *attempt) {
 		c.headers = read.headers
 	}
 	if read != nil && c.catalog.update(read) {
+		c.catalog.Generation = c.remote.listings.Add(1)
 		c.status.Tools = len(c.catalog.Tools)
 		changed = true
 		c.remember(c.catalog)
@@ -667,9 +679,8 @@ func (c *connection) listedAfter(since int, l *link) *attempt {
 	return c.startListLocked(l, true)
 }
 
-// quietly connects and lists with the tokens that are there, and returns when
-// that has been tried.
-func (c *connection) quietly(ctx context.Context) error {
+// tried is quietly, where there is no other connection in common.
+func (c *connection) tried(ctx context.Context) error {
 	for again := true; ; {
 		c.mu.Lock()
 		a := c.dialing
@@ -683,8 +694,12 @@ func (c *connection) quietly(ctx context.Context) error {
 		case c.status.State == StateUnavailable:
 			a, again = c.startListLocked(c.link, false), false
 		}
+		apart := c.apart
 		c.mu.Unlock()
-		if a == nil {
+		switch {
+		case apart && a == nil:
+			return errApart
+		case a == nil:
 			return nil
 		}
 		if err := c.wait(ctx, a); err != nil {
@@ -697,14 +712,19 @@ func (c *connection) quietly(ctx context.Context) error {
 }
 
 // disconnect closes the connection, forgets the catalog, and looks quietly what
-// is left without the sign-in.
+// is left without the sign-in. What is common to all has none.
 func (c *connection) disconnect() {
+	if c.common.Load() != nil {
+		c.unremember()
+		c.closeSides(func(sideKey) bool { return true })
+		return
+	}
 	c.mu.Lock()
 	l := c.unlinkLocked()
 	known := c.catalog.Known || len(c.catalog.Tools) > 0
 	c.epoch++
 	c.dialing, c.listing, c.listed = nil, nil, nil
-	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.catalog.Generation + 1}
+	c.catalog = Catalog{Remote: c.remote.Name, Generation: c.remote.listings.Add(1)}
 	c.status = Status{State: StateConnecting, Since: time.Now()}
 	c.startDialLocked(false)
 	c.mu.Unlock()
@@ -718,12 +738,22 @@ func (c *connection) disconnect() {
 	}
 }
 
-// currentCatalog returns the catalog as last listed.
+// currentCatalog returns the catalog as last listed. What this principal was
+// shown in an earlier run is shown until the common one is there.
 func (c *connection) currentCatalog() Catalog {
+	var common Catalog
+	if main := c.main(); main != c {
+		if common = main.currentCatalog(); common.Known {
+			return common
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	catalog := c.catalog
-	catalog.Connected = c.link != nil
+	catalog.Connected = c.link != nil || common.Connected
+	if common.Connected {
+		catalog.Offers = common.Offers
+	}
 	return catalog
 }
 
@@ -734,6 +764,10 @@ func (c *connection) takeLinks() []*link {
 	defer c.mu.Unlock()
 	if l := c.unlinkLocked(); l != nil {
 		links = append(links, l)
+	}
+	if c.found != nil {
+		links = append(links, c.found)
+		c.found = nil
 	}
 	return links
 }

@@ -14,9 +14,10 @@
 //   - era.go asks a remote first whether it speaks protocol 2026-07-28, and
 //     remembers it; link.go is what was agreed on. A legacy remote that may ask
 //     the client something gets a link for each client, with that client's
-//     capabilities, beside the main one.
+//     capabilities, beside the main one. probe.go does the asking where the
+//     remote is a program, which may die of it.
 //   - call.go knows which call a message of the remote belongs to, and asks the
-//     client behind it ([Caller]).
+//     client behind it ([Caller]). aside.go sends what nobody waits for.
 //   - wire.go puts the request into one POST, with the principal's token for
 //     this remote, and reads the answer: plain JSON, or an event stream
 //     (sse.go). message.go looks at the envelope only. Params and results stay
@@ -36,6 +37,12 @@
 //   - remember.go keeps catalogs from one run to the next.
 //   - errors.go says in one sentence what went wrong. Remotes' own texts stay
 //     in [ResponseError], for the client that asked, and in no log.
+//   - common.go is the exception to one connection for each principal: where
+//     nobody signs in, and the remote keeps nothing of its client, all have one
+//     handshake, one catalog and one event stream in common. What belongs to a
+//     call has a way of its own there too, and what comes beside all calls
+//     reaches nobody. A remote that begins an MCP session keeps state.
+//   - slots.go bounds the processes of one command. They are never shared.
 //   - Whoever finds a remote down waits in recovery.go: one loop for each
 //     remote tries it with one of those who wait and wakes the others when it
 //     is back.

@@ -33,6 +33,7 @@ const (
 	metaServer       = metaPrefix + "serverInfo"
 	metaCapabilities = metaPrefix + "clientCapabilities"
 	metaLogLevel     = metaPrefix + "logLevel"
+	metaSubscription = metaPrefix + "subscriptionId"
 )
 
 const (
@@ -58,47 +59,37 @@ const (
 // newest that it speaks: a client of both tries a modern request first (MCP
 // 2026-07-28, versioning).
 func (c *connection) begin(ctx context.Context, loud bool) (*link, error) {
-	known := eras(c.remote.eras.Load())
-	if c.remote.Command != nil && known == erasUnknown {
-		// A program that takes its time to start cannot be told from one that does
-		// not answer what it does not know. What all of them know goes first.
-		l, err := c.initialize(ctx, loud, c.owner(), nil)
-		if err == nil {
-			c.remote.eras.Store(int32(eraLegacy))
-		}
-		if err == nil || !speaksOld(err) {
-			return l, err
-		}
+	if c.remote.Command != nil {
+		return c.beginProgram(ctx, loud)
 	}
-	var before transport
+	if l := c.inherited(); l != nil {
+		return l, nil
+	}
+	known := eras(c.remote.eras.Load())
 	definite := true // it has said that it does not know the modern era
 	if known != eraLegacy {
-		l, err := c.discover(ctx, loud)
+		l := c.modernAttempt()
+		err := c.discover(ctx, loud, l)
 		if err == nil {
 			if known == erasUnknown {
 				c.remote.eras.Store(int32(eraBoth))
 			}
 			return l, nil
 		}
+		if !speaksOld(err) {
+			return nil, err
+		}
 		_, answered := errors.AsType[*ResponseError](err)
 		definite = answered || !mayPass(err)
-		switch {
-		case !speaksOld(err):
-			c.abandon(l)
-			return nil, err
-		case answered:
-			before = l.via
-		default:
-			c.abandon(l)
-		}
 	}
-	l, err := c.initialize(ctx, loud, c.owner(), before)
+	l, err := c.initialize(ctx, loud, c.owner(), nil)
 	if err == nil {
 		if definite {
 			c.remote.eras.Store(int32(eraLegacy))
 		}
 		return l, nil
 	}
+	c.abandon(l)
 	// What was known may not be so any more: the next dial finds out anew.
 	c.remote.eras.Store(int32(erasUnknown))
 	return nil, err
@@ -130,11 +121,16 @@ func mayPass(err error) bool {
 	return ok && (failure.Kind == KindTimeout || failure.Kind == KindCut || failure.Kind == KindStatus && failure.Status >= 500)
 }
 
-// discover asks a remote what it is, in the modern era. With an error the link
-// is of no use, but its transport may be.
-func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
+// modernAttempt is a link that [connection.discover] may make one of.
+func (c *connection) modernAttempt() *link {
 	l := &link{connection: c, modern: true, version: modernVersion, header: c.remote.requestHeader(), profile: json.RawMessage("{}")}
 	l.header[headerProtocol] = []string{modernVersion}
+	return l
+}
+
+// discover asks a remote what it is, in the modern era. With an error the link
+// is of no use, but its transport may be.
+func (c *connection) discover(ctx context.Context, loud bool, l *link) error {
 	var result json.RawMessage
 	var err error
 	for try := 0; ; try++ {
@@ -156,12 +152,12 @@ func (c *connection) discover(ctx context.Context, loud bool) (*link, error) {
 	if err == nil {
 		err = l.readDiscovery(result)
 	}
-	return l, err
+	return err
 }
 
-// abandon lets go of a link that came to nothing.
+// abandon lets go of a link that came to nothing, nil for none.
 func (c *connection) abandon(l *link) {
-	if l.via != nil {
+	if l != nil && l.via != nil {
 		c.goodbye(l)
 	}
 }
@@ -206,12 +202,12 @@ func (l *link) readDiscovery(result json.RawMessage) error {
 
 // enveloped puts into a request's _meta what each must say there: version,
 // client and capabilities (MCP 2026-07-28, basic).
-func (l *link) enveloped(params json.RawMessage, from *Caller) (json.RawMessage, error) {
-	profile, level := json.RawMessage("{}"), ""
-	if from != nil {
-		profile = Profile(from.Capabilities)
+func (l *link) enveloped(params json.RawMessage, c *call) (json.RawMessage, error) {
+	profile, level, of := json.RawMessage("{}"), "", l.connection.session
+	if c != nil {
+		profile, of = Profile(c.from.Capabilities), c.session
 	}
-	if want := l.connection.session.level.Load(); want != nil {
+	if want := of.level.Load(); want != nil {
 		level = *want
 	}
 	if params == nil {

@@ -260,7 +260,7 @@ func TestListening(t *testing.T) {
 	s := open(t, newRemoteFor(t, "notes", f.URL))
 	settled(t, s)
 	updates := make(chan string, 10)
-	s.OnUpdated(func(_, uri string) { updates <- uri })
+	s.OnUpdated(func(_, _ string, params json.RawMessage) { updates <- string(params) })
 	first := <-streams
 	if first.params != `{"toolsListChanged":true}` {
 		t.Errorf("asked for %s", first.params)
@@ -282,8 +282,9 @@ func TestListening(t *testing.T) {
 	}
 	<-first.gone
 	second.say <- `"method":"notifications/resources/updated","params":{"uri":"a:2"}`
-	second.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1"}`
-	if got := <-updates; got != "a:1" {
+	// Which of our streams it came on is nobody else's business.
+	second.say <- `"method":"notifications/resources/updated","params":{"uri":"a:1","_meta":{"io.modelcontextprotocol/subscriptionId":7,"x":1}}`
+	if got := <-updates; got != `{"uri":"a:1","_meta":{"x":1}}` {
 		t.Errorf("got %s", got)
 	}
 	if err := s.Unsubscribe(t.Context(), "notes", "a:1"); err != nil {

@@ -122,7 +122,7 @@ func (c *connection) open(ctx context.Context, l *link) (transport, error) {
 	d := newDuplex(c.remote, l)
 	var err error
 	if c.remote.Command != nil {
-		d.pipe, err = c.startProcess(d)
+		d.pipe, err = c.startProcess(ctx, d)
 	} else {
 		d.pipe, err = c.openSSE(ctx, l, d)
 	}

@@ -37,6 +37,7 @@ type link struct {
 	offers     Capabilities
 	profile    json.RawMessage        // the capabilities that it was opened with
 	level      atomic.Pointer[string] // the log level that it was told, nil for none
+	leveling   chan struct{}          // holds one: who tells it a log level; nil in the modern era
 	server     string
 	build      string // the server's version of itself
 
@@ -45,6 +46,9 @@ type link struct {
 	listening bool          // on the remote's event stream; guarded by the connection's mu
 	relisten  bool          // a list has been read since it began to; guarded like it
 	silent    bool          // the remote has none; guarded like it
+	users     int           // calls that use a command's link; guarded like it
+	began     time.Time     // when it became the main link; guarded like it
+	used      time.Time     // when the last of those ended; guarded like it
 	opened    chan struct{} // closed when the stream of a side link is open, or has failed
 	once      sync.Once     // closes opened
 
@@ -70,12 +74,8 @@ type transport interface {
 func (l *link) request(ctx context.Context, id int64, method string, params json.RawMessage, c *call) (json.RawMessage, http.Header, error) {
 	header := l.header
 	if l.modern {
-		var from *Caller
-		if c != nil {
-			from = &c.from
-		}
 		var err error
-		if params, err = l.enveloped(params, from); err != nil {
+		if params, err = l.enveloped(params, c); err != nil {
 			return nil, nil, err
 		}
 		if header, err = l.named(method, params); err != nil {
@@ -172,12 +172,13 @@ func (l *link) readInitialized(result json.RawMessage, header http.Header) error
 
 // initialize is the handshake of the legacy era: initialize, and initialized.
 // Before is the transport of an attempt in the other era, if it is still good.
+// With an error the link, if there is one, is of no use, but its transport may be.
 func (c *connection) initialize(ctx context.Context, loud bool, profile json.RawMessage, before transport) (*link, error) {
 	params, err := initializeParams(c.session.pool.info, profile)
 	if err != nil {
 		return nil, err
 	}
-	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile}
+	l := &link{connection: c, header: c.remote.requestHeader(), profile: profile, leveling: make(chan struct{}, 1)}
 	err = c.wire.authorized(ctx, loud, func() error {
 		ctx, cancel := within(ctx, c.remote.patience(dialTimeout))
 		defer cancel()
@@ -195,12 +196,11 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 		return err
 	})
 	if err != nil {
-		c.abandon(l)
-		return nil, c.refusedToBegin(err)
+		return l, c.refusedToBegin(err)
 	}
 	body, err := appendRequest(nil, 0, "notifications/initialized", nil)
 	if err != nil {
-		return nil, err
+		return l, err
 	}
 	err = c.wire.authorized(ctx, loud, func() error {
 		ctx, cancel := within(ctx, dialTimeout)
@@ -209,11 +209,8 @@ func (c *connection) initialize(ctx context.Context, loud bool, profile json.Raw
 	})
 	if errors.Is(err, errGone) {
 		return nil, c.remote.gone()
-	} else if err != nil {
-		c.goodbye(l)
-		return nil, err
 	}
-	return l, nil
+	return l, err
 }
 
 // initializeParams are the params of initialize.
@@ -255,9 +252,17 @@ type side struct {
 
 // linkFor returns the link for a call of this caller, and what ends its use.
 func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, release func(), err error) {
-	main, err := c.dialed(ctx, false)
+	main, err := c.main().dialed(ctx, false)
+	for errors.Is(err, errApart) {
+		main, err = c.main().dialed(ctx, false)
+	}
 	if err != nil {
 		return nil, nil, err
+	}
+	for c.remote.Command != nil && !c.use(main) {
+		if main, err = c.dialed(ctx, false); err != nil {
+			return nil, nil, err
+		}
 	}
 	key := sideKey{profile: string(Profile(from.Capabilities))}
 	if !from.Modern {
@@ -270,15 +275,19 @@ func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, releas
 		if c.session.owner != nil {
 			main.heardBy(from.Later)
 		}
-		return main, func() {}, nil
+		return main, func() { c.unuse(main) }, nil
 	case main.modern && (from.Modern || eras(c.remote.eras.Load()) == eraModern):
 		return main, func() {}, nil
 	case main.modern && none(json.RawMessage(key.profile)):
 		key.client = nil // nothing tells such clients apart
 	case main.modern:
 	case none(json.RawMessage(key.profile)):
+		// Of several clients it is not known whom it means after all calls.
+		if c.session.owner != nil && main.connection == c {
+			main.heardBy(from.Later)
+		}
 		return main, func() {}, nil
-	case key.profile == string(c.owner()):
+	case key.profile == string(c.owner()) && main.connection == c:
 		main.heardBy(from.Later)
 		return main, func() {}, nil
 	}
@@ -375,7 +384,10 @@ func (c *connection) makeRoomLocked() {
 // openSide initializes a side link.
 func (c *connection) openSide(key sideKey, s *side, later func(string, json.RawMessage)) {
 	l, err := c.initialize(c.session.ctx, true, json.RawMessage(key.profile), nil)
-	if err == nil {
+	if err != nil {
+		c.abandon(l)
+		l = nil
+	} else {
 		l.ctx, l.stop = context.WithCancel(c.session.ctx)
 		l.side, l.later = true, later
 	}
@@ -471,6 +483,19 @@ func (c *connection) dropSide(l *link) {
 			c.letGoLocked(l)
 		}
 	}
+}
+
+// linksLocked returns all links that are open.
+func (c *connection) linksLocked() (links []*link) {
+	if c.link != nil {
+		links = append(links, c.link)
+	}
+	for _, s := range c.sides {
+		if s.link != nil {
+			links = append(links, s.link)
+		}
+	}
+	return links
 }
 
 // Leave ends the links that are one client's alone: it has gone.

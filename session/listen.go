@@ -242,28 +242,23 @@ func (c *connection) keepListening(l *link) (silent bool) {
 	}
 }
 
-// modernLink returns the main link if it is one of 2026-07-28, else nil.
-func (c *connection) modernLink() *link {
+// wantUpdates notes that u wants a resource's updates, and has a modern remote
+// told so.
+func (c *connection) wantUpdates(ctx context.Context, l *link, u *connection, uri string) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.link != nil && c.link.modern {
-		return c.link
+	if u.main() != c {
+		c.mu.Unlock()
+		return errApart
 	}
-	return nil
-}
-
-// wantUpdates notes that updates of a resource are wanted, or no more, and has
-// a modern remote told so.
-func (c *connection) wantUpdates(ctx context.Context, l *link, uri string, wanted bool) {
-	c.mu.Lock()
-	if wanted {
-		c.subscribed[uri] = l
+	others := c.subscribed[uri] != nil && c.listens != nil
+	c.wantLocked(u, uri)
+	var change int
+	if others {
+		change = c.listens.wanted
 	} else {
-		delete(c.subscribed, uri)
+		change = c.relistenLocked(l)
 	}
-	change := c.relistenLocked(l)
 	c.mu.Unlock()
-	if wanted {
-		c.acknowledged(ctx, l, change)
-	}
+	c.acknowledged(ctx, l, change)
+	return nil
 }

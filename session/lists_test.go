@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"gatehouse/auth"
 )
@@ -174,5 +176,33 @@ func TestAnyListChanged(t *testing.T) {
 				t.Errorf("%s changed: got %+v", list, c)
 			}
 		}
+	}
+}
+
+// TestListsGrowOld: a remote that does not say when its lists change has them read
+// again when somebody looks, now and then; one that does is believed.
+func TestListsGrowOld(t *testing.T) {
+	for capabilities, again := range map[string]bool{`{"tools":{}}`: true, `{"tools":{"listChanged":true}}`: false} {
+		bubble(t, func(t *testing.T, f *fake, _ *network, p *Pool) {
+			f.declaring(capabilities)
+			s := openMany(t, p, 1)[0]
+			settled(t, s)
+			changed := 0
+			s.OnChange(func() { changed++ })
+			look := func() {
+				s.Refresh()
+				synctest.Wait()
+			}
+			f.result("tools/list", `{"tools":[{"name":"new","inputSchema":{}}]}`)
+			look()
+			if got := len(f.requests("tools/list")); got != 1 {
+				t.Errorf("%s: listed %d times at once", capabilities, got)
+			}
+			time.Sleep(refreshFloor + time.Second)
+			look()
+			if got := namesOf(settled(t, s)[0].Tools) == "new"; got != again || changed > 1 || changed == 1 != again {
+				t.Errorf("%s: read again: %v, and told %d times", capabilities, got, changed)
+			}
+		})
 	}
 }

@@ -33,7 +33,7 @@ type Remote struct {
 	Headers    http.Header                     // of every request; what the protocol sets itself stays its own; may be nil
 	Timeout    time.Duration                   // of one call; 0: 60 s
 	HTTP       *guard.Client                   // towards this remote, required
-	Authorizer func(auth.Principal) Authorizer // nil: no sign-in there
+	Authorizer func(auth.Principal) Authorizer // nil: no sign-in there, so what keeps no state is everybody's
 }
 
 // Authorizer is what [auth.Authorizer] does for one principal at one remote.
@@ -113,7 +113,7 @@ func newRemote(r Remote, log *slog.Logger) *remote {
 	if r.Timeout == 0 {
 		r.Timeout = defaultTimeout
 	}
-	made := &remote{Remote: r, header: http.Header{}}
+	made := &remote{Remote: r, header: http.Header{}, slots: slots{max: maxPrograms, taken: map[*slot]struct{}{}}}
 	if r.Command != nil {
 		made.url, made.display = &url.URL{}, r.Command.Path
 		return made

@@ -40,6 +40,7 @@ const (
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
+	slot  *slot
 	done  chan struct{} // closed when it has ended and all of its output is read
 
 	writing chan struct{} // holds one: who writes to stdin
@@ -47,7 +48,20 @@ type process struct {
 }
 
 // startProcess starts the command of a link. What it says goes to d.
-func (c *connection) startProcess(d *duplex) (*process, error) {
+func (c *connection) startProcess(ctx context.Context, d *duplex) (*process, error) {
+	in, err := c.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.startIn(in, d)
+	if err != nil {
+		c.remote.slots.free(in)
+		return nil, err
+	}
+	return p, nil
+}
+
+func (c *connection) startIn(in *slot, d *duplex) (*process, error) {
 	spec := c.remote.Command
 	cmd := exec.Command(spec.Path, spec.Args...)
 	cmd.Env, cmd.Dir = spec.Env, spec.Dir
@@ -69,7 +83,7 @@ func (c *connection) startProcess(d *duplex) (*process, error) {
 	}
 	log := c.session.log.With("remote", c.remote.Name, "pid", cmd.Process.Pid)
 	log.Info("command started")
-	p := &process{cmd: cmd, stdin: stdin, done: make(chan struct{}), writing: make(chan struct{}, 1)}
+	p := &process{cmd: cmd, stdin: stdin, slot: in, done: make(chan struct{}), writing: make(chan struct{}, 1)}
 	// Not the session's goroutine: Close waits for those before it ends processes.
 	go p.watch(c, d, stdout, stderr, log)
 	return p, nil
@@ -78,6 +92,7 @@ func (c *connection) startProcess(d *duplex) (*process, error) {
 // watch reads what the program says until it ends.
 func (p *process) watch(c *connection, d *duplex, stdout, stderr io.ReadCloser, log *slog.Logger) {
 	defer close(p.done)
+	defer c.remote.slots.free(p.slot)
 	var exit error
 	var exiting sync.WaitGroup
 	read := make(chan struct{})

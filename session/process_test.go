@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -41,15 +42,27 @@ func program(t *testing.T, how string, env ...string) Remote {
 // runProgram is what the test binary does when it is started as a program.
 func runProgram(how string) {
 	server := mcp.NewServer(&mcp.Implementation{Name: "program", Version: "1"}, nil)
-	if how == "modern" {
+	refuse := func(refused string, code int64) {
 		server.AddReceivingMiddleware(func(next mcp.MethodHandler) mcp.MethodHandler {
 			return func(ctx context.Context, method string, req mcp.Request) (mcp.Result, error) {
-				if method == "initialize" {
-					return nil, &jsonrpc.Error{Code: codeUnsupportedVersion, Message: "unsupported protocol version"}
+				if method == refused {
+					return nil, &jsonrpc.Error{Code: code, Message: "refused"}
 				}
 				return next(ctx, method, req)
 			}
 		})
+	}
+	in := io.ReadCloser(os.Stdin)
+	switch how {
+	case "modern":
+		refuse("initialize", codeUnsupportedVersion)
+	case "refuses":
+		refuse("server/discover", -32602)
+	case "late":
+		refuse("initialize", codeUnsupportedVersion)
+		in = firstRequest(how)
+	case "ignores", "dies", "dies late":
+		in = firstRequest(how)
 	}
 	type nothing struct{}
 	say := func(s string) (*mcp.CallToolResult, any, error) {
@@ -125,10 +138,39 @@ func runProgram(how string) {
 	case "crash":
 		os.Exit(4)
 	}
-	_ = server.Run(context.Background(), &mcp.StdioTransport{})
+	_ = server.Run(context.Background(), &mcp.IOTransport{Reader: in, Writer: os.Stdout})
 	if how == "stubborn" {
 		select {}
 	}
+}
+
+// firstRequest is stdin with what a program does about server/discover: it
+// ignores it, or dies of it, or does not even read it before the next request.
+func firstRequest(how string) io.ReadCloser {
+	out, in := io.Pipe()
+	go func() {
+		lines := bufio.NewReader(os.Stdin)
+		for {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				in.CloseWithError(err)
+				return
+			}
+			if strings.Contains(line, `"server/discover"`) {
+				if strings.HasSuffix(how, "late") {
+					lines.Peek(1)
+				}
+				switch how {
+				case "ignores":
+					continue
+				case "dies", "dies late":
+					os.Exit(6)
+				}
+			}
+			io.WriteString(in, line)
+		}
+	}()
+	return out
 }
 
 func callText(t *testing.T, s *Session, tool string, from *Caller) string {
@@ -223,6 +265,76 @@ func TestModernProgram(t *testing.T) {
 	callText(t, s, "pid", &Caller{Modern: true})
 }
 
+// TestProgramEras: whatever a program does about the era that it does not know,
+// it is found out which it speaks, for all users of it, and it is started twice
+// only if it dies of the question.
+func TestProgramEras(t *testing.T) {
+	for _, tt := range []struct {
+		how, protocol string
+		starts        int
+		known         eras
+	}{
+		{"plain", modernVersion, 1, eraBoth},
+		{"modern", modernVersion, 1, eraBoth},
+		{"late", modernVersion, 1, eraBoth},
+		{"refuses", offered, 1, eraLegacy},
+		{"ignores", offered, 1, eraLegacy},
+		{"dies", offered, 2, eraLegacy},
+		{"dies late", offered, 2, eraLegacy},
+	} {
+		t.Run(tt.how, func(t *testing.T) {
+			t.Parallel() // silence takes its time
+			p, written := newPool(t, program(t, tt.how))
+			for _, user := range []string{"one", "two"} {
+				s, err := p.Open(auth.Principal{Issuer: "i", Subject: user})
+				if err != nil {
+					t.Fatal(err)
+				}
+				settled(t, s)
+				if st := s.Status("local"); st.State != StateConnected || st.Protocol != tt.protocol {
+					t.Errorf("%s: got %+v", user, st)
+				}
+				callText(t, s, "pid", nil)
+				if got := eras(p.remotes[0].eras.Load()); got != tt.known {
+					t.Errorf("%s: known %d, want %d", user, got, tt.known)
+				}
+			}
+			if got, want := strings.Count(written.String(), "command started"), tt.starts+1; got != want {
+				t.Errorf("started %d times for two users, want %d", got, want)
+			}
+		})
+	}
+}
+
+// TestProgramOfBothErasAsks: where a program has one client that can be asked,
+// it speaks the era in which it may ask at any time.
+func TestProgramOfBothErasAsks(t *testing.T) {
+	for capabilities, want := range map[string]string{`{"elicitation":{}}`: offered, `{}`: modernVersion} {
+		p, _ := newPool(t, program(t, "plain"))
+		s, err := p.OpenFor(auth.Local, json.RawMessage(capabilities))
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled(t, s)
+		if got := s.Status("local").Protocol; got != want {
+			t.Errorf("%s: got %s, want %s", capabilities, got, want)
+		}
+	}
+	// One that has the modern era only is not started again for that.
+	p, written := newPool(t, program(t, "modern"))
+	s, err := p.OpenFor(auth.Local, json.RawMessage(`{"elicitation":{}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	if got := s.Status("local").Protocol; got != modernVersion || eras(p.remotes[0].eras.Load()) != eraModern {
+		t.Errorf("got %s, known %d", got, p.remotes[0].eras.Load())
+	}
+	if n := strings.Count(written.String(), "command started"); n != 1 {
+		t.Errorf("started %d times", n)
+	}
+}
+
 // TestProgramSpeaksLater: what a program says after all calls goes to the one
 // client of its principal; of several, to none.
 func TestProgramSpeaksLater(t *testing.T) {
@@ -247,6 +359,68 @@ func TestProgramSpeaksLater(t *testing.T) {
 		if heard != want {
 			t.Errorf("%q: heard %d", capabilities, heard)
 		}
+	}
+}
+
+// TestProgramsAreBounded: each principal has a process of its own, but no more
+// run at once than may. The one that has not been called for the longest time
+// makes room, one that is busy never; and each ends with its principal.
+func TestProgramsAreBounded(t *testing.T) {
+	p, _ := newPool(t, program(t, "plain"))
+	p.remotes[0].slots.max = 2
+	users := map[string]*Session{}
+	pid := func(user string) string {
+		t.Helper()
+		if users[user] == nil {
+			s, err := p.OpenFor(auth.SessionPrincipal(user), json.RawMessage(`{"elicitation":{}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			settled(t, s)
+			users[user] = s
+		}
+		return callText(t, users[user], "pid", nil)
+	}
+	alice, bob := pid("alice"), pid("bob")
+	if alice == bob || pid("alice") != alice {
+		t.Fatalf("alice has %s, bob %s", alice, bob)
+	}
+	carol := pid("carol")
+	if running(bob) || pid("alice") != alice {
+		t.Error("not the one made room that was idle the longest")
+	}
+	asked, answer := make(chan struct{}), make(chan struct{})
+	busy := &Caller{Capabilities: json.RawMessage(`{"elicitation":{}}`), Ask: func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+		asked <- struct{}{}
+		<-answer
+		return json.RawMessage(`{"action":"decline"}`), nil
+	}}
+	var calls sync.WaitGroup
+	for _, user := range []string{"alice", "carol"} {
+		calls.Go(func() {
+			if _, err := users[user].Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"ask","arguments":{}}`), busy); err != nil {
+				t.Error(err)
+			}
+		})
+		<-asked
+	}
+	_, err := users["bob"].Call(t.Context(), "local", "tools/call", json.RawMessage(`{"name":"pid","arguments":{}}`), nil)
+	if f := failure(t, err, KindUnreachable); !strings.Contains(f.Say, "already runs 2 times") || !strings.Contains(f.Say, "busy") {
+		t.Errorf("got %q", f.Say)
+	}
+	close(answer)
+	calls.Wait()
+	bob = pid("bob")
+	if running(alice) == running(carol) {
+		t.Error("not one of the two made room")
+	}
+	users["bob"].Close()
+	if running(bob) {
+		t.Error("it is still there, and its user has left")
+	}
+	p.Close()
+	if left := len(p.remotes[0].slots.taken); running(alice) || running(carol) || left != 0 {
+		t.Errorf("after the end %d are left", left)
 	}
 }
 

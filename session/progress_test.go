@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -19,13 +20,13 @@ func TestRemint(t *testing.T) {
 		{`{"arguments":{"progressToken":1}}`, `{"arguments":{"progressToken":1}}`, ``},
 		{`{"_meta":null,"progressToken":1}`, `{"_meta":null,"progressToken":1}`, ``},
 	} {
-		out, token, err := remint(json.RawMessage(tt.in), 7)
+		out, token, err := remint(json.RawMessage(tt.in), "7")
 		if err != nil || string(out) != tt.out || string(token) != tt.token {
 			t.Errorf("%s: got %s, %s, %v", tt.in, out, token, err)
 		}
 	}
 	for _, in := range []string{`{"_meta":{"progressToken":1,"progressToken":2}}`, `{"_meta":{},"_meta":{"progressToken":2}}`} {
-		if out, _, err := remint(json.RawMessage(in), 7); err == nil {
+		if out, _, err := remint(json.RawMessage(in), "7"); err == nil {
 			t.Errorf("%s: got %s", in, out)
 		}
 	}
@@ -79,6 +80,87 @@ func TestProgress(t *testing.T) {
 		} else {
 			seen[token] = true
 		}
+	}
+}
+
+// TestProgressOfTheClient: what a client says about its progress with what it is
+// asked reaches the remote that asked, with that one's token and before the
+// answer; what another client says does not.
+func TestProgressOfTheClient(t *testing.T) {
+	f := newFake(t)
+	replies := make(chan string, 10)
+	reply := func(w http.ResponseWriter, _ *http.Request, m received) {
+		w.WriteHeader(http.StatusAccepted)
+		replies <- string(m.Params)
+	}
+	f.handle("notifications/progress", reply)
+	f.handle("", reply)
+	asked := func(w http.ResponseWriter, meta string) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"sampling/createMessage\",\"params\":{%s}}\n\n", meta)
+		w.(http.Flusher).Flush()
+	}
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		asked(w, `"_meta":{"progressToken":"r","x":1.0}`)
+		var got []string
+		for range 4 {
+			got = append(got, <-replies)
+		}
+		quoted, err := json.Marshal(got)
+		if err != nil {
+			t.Error(err)
+		}
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"got\":%s}}\n\n", m.ID, quoted)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	var last string
+	from := &Caller{Client: "one", Capabilities: json.RawMessage(`{"sampling":{}}`)}
+	from.Ask = func(_ context.Context, _ string, params json.RawMessage) (json.RawMessage, error) {
+		var got struct {
+			Meta struct {
+				Token json.RawMessage `json:"progressToken"`
+				X     json.RawMessage `json:"x"`
+			} `json:"_meta"`
+		}
+		if err := json.Unmarshal(params, &got); err != nil || string(got.Meta.Token) == `"r"` || string(got.Meta.X) != "1.0" {
+			t.Errorf("asked %s, %v", params, err)
+		}
+		last = string(got.Meta.Token)
+		s.Progress("two", json.RawMessage(`{"progressToken":`+last+`,"progress":9}`))
+		s.Progress("one", json.RawMessage(`{"progressToken":"r","progress":9}`))
+		for i := range 3 {
+			s.Progress("one", json.RawMessage(fmt.Sprintf(`{"progressToken":%s,"progress":%d.0,"more":1}`, last, i)))
+		}
+		return json.RawMessage(`{}`), nil
+	}
+	got, err := s.Call(t.Context(), "notes", "tools/call", nil, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := json.Marshal(map[string][]string{"got": {`{"progressToken":"r","progress":0.0,"more":1}`, `{"progressToken":"r","progress":1.0,"more":1}`, `{"progressToken":"r","progress":2.0,"more":1}`, ""}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	s.Progress("one", json.RawMessage(`{"progressToken":`+last+`,"progress":3}`)) // it has answered
+	if len(s.questions.byToken) != 0 {
+		t.Errorf("left: %v", s.questions.byToken)
+	}
+	// Params that two readers could understand differently are not passed on.
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		asked(w, `"_meta":{"progressToken":1,"progressToken":2}`)
+		<-replies
+		fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{}}\n\n", m.ID)
+	})
+	from.Ask = func(context.Context, string, json.RawMessage) (json.RawMessage, error) {
+		t.Error("the client was asked")
+		return nil, nil
+	}
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -166,12 +248,16 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestLogLevel: a remote that declares logging is told before its next call,
-// once, and again on a new link; another is not.
+// TestLogLevel: a remote that declares logging is told at once, before its next
+// call, and again on a new link; another is not.
 func TestLogLevel(t *testing.T) {
 	logging, silent := newFake(t), newFake(t)
 	logging.declaring(`{"tools":{},"logging":{}}`)
-	logging.result("logging/setLevel", `{}`)
+	told := make(chan struct{}, 1)
+	logging.handle("logging/setLevel", func(w http.ResponseWriter, _ *http.Request, m received) {
+		answer(w, m, `{}`)
+		told <- struct{}{}
+	})
 	s := open(t, newRemoteFor(t, "logging", logging.URL), newRemoteFor(t, "silent", silent.URL))
 	settled(t, s)
 	call := func() {
@@ -184,6 +270,7 @@ func TestLogLevel(t *testing.T) {
 	}
 	call()
 	s.SetLogLevel("debug")
+	<-told
 	call()
 	call()
 	logging.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {

@@ -24,25 +24,28 @@ const (
 // remote down: while there are any, one of them tries it now and then, and all
 // are due when it is back.
 type recovery struct {
-	pool *Pool
-	last time.Duration // the longest pause
+	pool  *Pool
+	pause *backoff.ExponentialBackOff // between tries; used under mu, or by watch
 
 	mu       sync.Mutex // guards all below
 	due      map[*connection]struct{}
 	workers  int
 	waiting  map[*connection]struct{}
 	watching bool
+	calm     time.Time     // when the last watch ended
 	roused   bool          // all are due already, since the last try
 	wake     chan struct{} // the remote may be back, or nobody waits any more
 }
 
 func newRecovery(p *Pool, r *remote) *recovery {
-	last := lastRecovery
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = firstRecovery, lastRecovery
+	pause.RandomizationFactor = 0.2
 	if r.Command != nil {
-		last = lastRestart
+		pause.MaxInterval = lastRestart
 	}
 	return &recovery{
-		last:    last,
+		pause:   pause,
 		pool:    p,
 		due:     map[*connection]struct{}{},
 		waiting: map[*connection]struct{}{},
@@ -103,6 +106,10 @@ func (r *recovery) join(c *connection) {
 		default:
 		}
 		r.roused = false
+		// What ends again soon after it has come back waits longer each time.
+		if time.Since(r.calm) > steady {
+			r.pause.Reset()
+		}
 		r.watching = r.pool.spawn(r.watch)
 	}
 }
@@ -137,13 +144,10 @@ func (r *recovery) signal() {
 
 // watch tries the remote with one of those who wait, until nobody does.
 func (r *recovery) watch() {
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = firstRecovery, r.last
-	pause.RandomizationFactor = 0.2
-	pause.Reset()
+	pause := r.pause.NextBackOff()
 	var asked time.Duration // to wait, by the remote
 	for {
-		timer := time.NewTimer(max(pause.NextBackOff(), asked))
+		timer := time.NewTimer(max(pause, asked))
 		select {
 		case <-r.pool.ctx.Done():
 			timer.Stop()
@@ -153,14 +157,17 @@ func (r *recovery) watch() {
 			if !r.allDue() {
 				return
 			}
-			pause.Reset()
 			asked = 0
 		case <-timer.C:
 			if c := r.one(); c != nil {
 				// A success comes back by up. The next try is another's: what fails
 				// may fail for this one alone.
+				err := c.quietly(r.pool.ctx)
 				asked = 0
-				if failure, ok := errors.AsType[*Failure](c.quietly(r.pool.ctx)); ok {
+				if err != nil {
+					pause = r.pause.NextBackOff()
+				}
+				if failure, ok := errors.AsType[*Failure](err); ok {
 					asked = min(failure.Retry, maxRetryAfter)
 				}
 			}
@@ -186,7 +193,7 @@ func (r *recovery) allDue() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.waiting) == 0 {
-		r.watching = false
+		r.watching, r.calm = false, time.Now()
 		return false
 	}
 	for c := range r.waiting {

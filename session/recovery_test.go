@@ -191,6 +191,43 @@ func TestRecoveryIsNotHeldUp(t *testing.T) {
 	})
 }
 
+// TestGrowingPauses: a remote that ends again and again soon after it was listed
+// is brought back with growing pauses, one that was there for a while at once.
+func TestGrowingPauses(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fake, _ *network, p *Pool) {
+		p.remotes[0].recovery.pause.MaxInterval = lastRestart
+		s := openMany(t, p, 1)[0]
+		settled(t, s)
+		c := s.byName["notes"]
+		// down has it end, and returns how long it was gone.
+		down := func() time.Duration {
+			synctest.Wait()
+			c.mu.Lock()
+			l := c.link
+			c.mu.Unlock()
+			began := time.Now()
+			c.drop(l, c.remote.fail(KindUnreachable, errEnded, "ended by itself."))
+			for changed := watch(s); s.Status("notes").State != StateConnected; {
+				<-changed
+			}
+			return time.Since(began)
+		}
+		var pauses []time.Duration
+		for range 15 {
+			time.Sleep(time.Second) // of the bubble
+			pauses = append(pauses, down())
+		}
+		last := time.Duration(float64(lastRestart) * 0.8)
+		if pauses[0] > time.Second || pauses[5] < 2*pauses[0] || pauses[14] < last {
+			t.Errorf("pauses %v", pauses)
+		}
+		time.Sleep(steady + time.Second)
+		if pause := down(); pause > time.Second {
+			t.Errorf("after a good while: %v", pause)
+		}
+	})
+}
+
 // TestCallBringsItBack: somebody's call finds the remote up before the loop
 // does, and all profit; one that finds it down has it watched.
 func TestCallBringsItBack(t *testing.T) {

@@ -31,10 +31,18 @@ func (c *Catalog) lists() [len(lists{}.of)]*[]Definition {
 	return [...]*[]Definition{&c.Tools, &c.Prompts, &c.Resources, &c.Templates}
 }
 
+// memory is where catalogs are kept, each principal's for itself; nil: nowhere.
+func (c *connection) memory() Memory {
+	if c.shared {
+		return nil
+	}
+	return c.session.pool.memory
+}
+
 // recall fills the catalog with what was listed in an earlier run, unless it
 // has been listed already. Once for each connection.
 func (c *connection) recall() {
-	memory := c.session.pool.memory
+	memory := c.memory()
 	if memory == nil {
 		return
 	}
@@ -69,7 +77,7 @@ func (c *connection) recall() {
 		c.mu.Unlock()
 		return
 	}
-	catalog.Remote, catalog.Generation = c.catalog.Remote, c.catalog.Generation+1
+	catalog.Remote, catalog.Generation = c.catalog.Remote, c.remote.listings.Add(1)
 	if c.link != nil {
 		catalog.Offers = c.link.offers
 	}
@@ -116,7 +124,7 @@ func (c *connection) writeMemo() {
 
 // remember keeps the catalog.
 func (c *connection) remember(catalog Catalog) {
-	memory := c.session.pool.memory
+	memory := c.memory()
 	if memory == nil {
 		return
 	}
@@ -140,7 +148,7 @@ func (c *connection) remember(catalog Catalog) {
 
 // unremember forgets what is kept: the principal has signed out.
 func (c *connection) unremember() {
-	memory := c.session.pool.memory
+	memory := c.memory()
 	if memory == nil {
 		return
 	}

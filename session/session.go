@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -46,7 +47,8 @@ type Session struct {
 	connections []*connection // in config order
 	byName      map[string]*connection
 	level       atomic.Pointer[string] // of log messages, nil: each remote's own choice
-	updatedFunc atomic.Pointer[func(remote, uri string)]
+	questions   questions
+	updatedFunc atomic.Pointer[func(remote, subscribed string, params json.RawMessage)]
 
 	mu       sync.Mutex // guards closed and watchers
 	closed   bool
@@ -56,24 +58,39 @@ type Session struct {
 	closing sync.Once
 	dirty   atomic.Bool
 	telling sync.Mutex // one round of calls to the watchers at a time
+
+	updateMu sync.Mutex // guards both
+	updates  []update   // of what is common to all, that are still to be told
+	updating bool       // somebody is telling them
 }
 
 func newSession(p *Pool, principal auth.Principal, owner json.RawMessage) *Session {
+	s := emptySession(p, principal, owner, p.log.With("principal", principal))
+	for _, r := range p.remotes {
+		c := newConnection(s, r)
+		c.join()
+		s.add(c)
+	}
+	return s
+}
+
+// emptySession makes a session without connections.
+func emptySession(p *Pool, principal auth.Principal, owner json.RawMessage, log *slog.Logger) *Session {
 	s := &Session{
 		pool:      p,
 		principal: principal,
 		owner:     owner,
-		log:       p.log.With("principal", principal),
+		log:       log,
 		byName:    make(map[string]*connection, len(p.remotes)),
 		watchers:  map[*func()]struct{}{},
 	}
 	s.ctx, s.cancel = context.WithCancelCause(p.ctx)
-	for _, r := range p.remotes {
-		c := newConnection(s, r)
-		s.connections = append(s.connections, c)
-		s.byName[r.Name] = c
-	}
 	return s
+}
+
+func (s *Session) add(c *connection) {
+	s.connections = append(s.connections, c)
+	s.byName[c.remote.Name] = c
 }
 
 // Call sends one request to a remote and returns its result, byte for byte.
@@ -130,8 +147,9 @@ const refreshFloor = 5 * time.Second
 func (s *Session) Refresh() {
 	now := time.Now()
 	for _, c := range s.connections {
+		c = c.main()
 		c.mu.Lock()
-		stale := c.link != nil && c.link.modern && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
+		stale := c.link != nil && c.catalog.Known && c.listedAt.Add(refreshFloor).Before(now)
 		if stale {
 			o := c.link.offers
 			told := [...]bool{o.ToolsChange, o.PromptsChange, o.ResourcesChange, o.ResourcesChange}
@@ -155,7 +173,16 @@ func (s *Session) Connect(ctx context.Context, remote string) error {
 	if c == nil {
 		return ErrUnknownRemote
 	}
-	return c.connect(ctx)
+	for {
+		err := c.main().connect(ctx)
+		if errors.Is(err, errApart) {
+			continue
+		}
+		if err == nil {
+			s.tell() // in case that goes on in the background
+		}
+		return err
+	}
 }
 
 // Disconnect closes the connection to a remote and forgets its catalog: the
@@ -172,6 +199,7 @@ func (s *Session) Status(remote string) Status {
 	if c == nil {
 		return Status{}
 	}
+	c = c.main()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.status
@@ -197,6 +225,11 @@ func (s *Session) OnChange(f func()) (cancel func()) {
 // after it was called is over.
 func (s *Session) changed() {
 	s.dirty.Store(true)
+	s.tell()
+}
+
+// tell tells the watchers of changes that they have not been told of.
+func (s *Session) tell() {
 	s.telling.Lock()
 	defer s.telling.Unlock()
 	if !s.dirty.Swap(false) {
@@ -236,6 +269,9 @@ func (s *Session) close(ctx context.Context) {
 				farewells.Go(func() { s.pool.farewell(ctx, func() { l.via.end(ctx, l.header) }) })
 			}
 			farewells.Go(c.leaving.Wait)
+			if common := c.leave(); common != nil {
+				farewells.Go(func() { common.close(ctx) })
+			}
 		}
 		farewells.Wait()
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -271,6 +272,90 @@ func TestCancelAndTimeout(t *testing.T) {
 	}
 	if st := s.Status("notes"); st.State != StateConnected {
 		t.Errorf("one slow call disconnected: %+v", st)
+	}
+}
+
+// TestManyCancelled: a remote hears of each call that nobody waits for any more,
+// also if they are many at once.
+func TestManyCancelled(t *testing.T) {
+	const calls = 5 * maxAside
+	f := newFake(t)
+	arrived := make(chan struct{}, calls)
+	f.handle("tools/call", func(_ http.ResponseWriter, r *http.Request, _ received) {
+		arrived <- struct{}{}
+		<-r.Context().Done()
+	})
+	all := make(chan struct{})
+	told := make(chan string, calls)
+	f.handle("notifications/cancelled", func(w http.ResponseWriter, _ *http.Request, m received) {
+		<-all // it takes its time
+		w.WriteHeader(http.StatusAccepted)
+		told <- string(m.Params)
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range calls {
+		wg.Go(func() {
+			if _, err := s.Call(ctx, "notes", "tools/call", nil, nil); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want context.Canceled", err)
+			}
+		})
+	}
+	for range calls {
+		<-arrived
+	}
+	cancel()
+	wg.Wait()
+	close(all)
+	different := map[string]bool{}
+	for range calls {
+		select {
+		case params := <-told:
+			different[params] = true
+		case <-time.After(10 * time.Second):
+			t.Fatalf("the remote was told of %d of %d", len(different), calls)
+		}
+	}
+	if len(different) != calls {
+		t.Errorf("the remote was told of %d of %d", len(different), calls)
+	}
+}
+
+// TestAsidesAreBounded: a remote that does not take what it makes the gateway
+// send has it kept up to a bound, and the log says when that is reached.
+func TestAsidesAreBounded(t *testing.T) {
+	f := newFake(t)
+	f.handle("", func(_ http.ResponseWriter, r *http.Request, _ received) { <-r.Context().Done() })
+	p, written := newPool(t, newRemoteFor(t, "notes", f.URL))
+	s, err := p.Open(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settled(t, s)
+	c := s.byName["notes"]
+	l, release, err := c.linkFor(t.Context(), &Caller{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for i := range maxAside + maxAsideWaiting + 10 {
+		l.asked(nil, json.RawMessage(strconv.Itoa(i)), "ping", nil)
+	}
+	if n := strings.Count(written.String(), "messages not sent"); n != 1 {
+		t.Errorf("the log says so %d times", n)
+	}
+	c.asides.mu.Lock()
+	waiting := len(c.asides.waiting)
+	c.asides.mu.Unlock()
+	if waiting > maxAsideWaiting {
+		t.Errorf("%d wait", waiting)
+	}
+	began := time.Now()
+	p.Close()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("closing took %v", took)
 	}
 }
 

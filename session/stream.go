@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -35,7 +37,7 @@ func (c *connection) listenLocked(l *link) {
 	switch {
 	case l.silent:
 	case l.modern && c.listens == nil && !l.offers.changes():
-	case !l.modern && !l.offers.changes() && none(l.profile):
+	case !l.modern && !l.offers.changes() && !l.offers.Logging && none(l.profile):
 	case l.listening:
 		l.relisten = true // it may be about to give up, for want of a sign-in
 	default:
@@ -191,23 +193,126 @@ func (w *wire) get(ctx context.Context, header http.Header) (*http.Response, err
 }
 
 // OnUpdated has f called when a remote says that a resource has been updated
-// that [Session.Subscribe] was called for.
-func (s *Session) OnUpdated(f func(remote, uri string)) { s.updatedFunc.Store(&f) }
+// that [Session.Subscribe] was called for, or a part of one: params are the
+// remote's, and what has been updated is their uri.
+func (s *Session) OnUpdated(f func(remote, subscribed string, params json.RawMessage)) {
+	s.updatedFunc.Store(&f)
+}
+
+// subscription is a resource whose updates are wanted.
+type subscription struct {
+	on *link                    // where the remote has been asked for them; nil: not yet
+	by map[*connection]struct{} // who wants them: the connection itself, or those who share it
+}
+
+// update is that of one resource, for who has subscribed to it or to what it is a
+// part of.
+type update struct {
+	remote, subscribed, uri string
+	params                  json.RawMessage
+}
+
+// What is told is kept for a while for those who are slow to take it.
+const (
+	maxUpdates = 1000       // of what is common to all, for one of them
+	maxUpdate  = 2 * maxURI // bytes, beyond which only the URI is told
+)
 
 // updated tells that a resource has been updated, if somebody wants to know.
 func (c *connection) updated(params json.RawMessage) {
-	f := c.session.updatedFunc.Load()
-	got, err := rawjson.Get(params, "uri")
-	if err != nil || f == nil {
+	got, err := rawjson.Get(params, "uri", "_meta")
+	if err != nil {
 		return
 	}
 	uri, _ := rawjson.String(got[0])
-	c.mu.Lock()
-	_, wanted := c.subscribed[uri]
-	c.mu.Unlock()
-	if wanted {
-		(*f)(c.remote.Name, uri)
+	if params, err = withoutSubscription(params, got[1]); err == nil && len(params) > maxUpdate {
+		params, err = uriParams(uri)
 	}
+	if err != nil || len(params) > maxUpdate {
+		return
+	}
+	main := c.main()
+	main.mu.Lock()
+	wanted := map[string][]*connection{}
+	for subscribed, w := range main.subscribed {
+		if !isPart(uri, subscribed) {
+			continue
+		}
+		for u := range w.by {
+			// What a principal's own link hears is for that principal.
+			if c == main || u == c {
+				wanted[subscribed] = append(wanted[subscribed], u)
+			}
+		}
+	}
+	main.mu.Unlock()
+	for _, subscribed := range slices.Sorted(maps.Keys(wanted)) {
+		for _, u := range wanted[subscribed] {
+			if c.shared {
+				u.session.hear(update{c.remote.Name, subscribed, uri, params})
+			} else if f := u.session.updatedFunc.Load(); f != nil {
+				(*f)(c.remote.Name, subscribed, params)
+			}
+		}
+	}
+}
+
+// hear has an update told in the background: whoever is slow to take it must not
+// hold up the others on the stream. Those of one resource may come as one.
+func (s *Session) hear(u update) {
+	s.updateMu.Lock()
+	defer s.updateMu.Unlock()
+	same := func(other update) bool {
+		return other.remote == u.remote && other.subscribed == u.subscribed && other.uri == u.uri
+	}
+	if i := slices.IndexFunc(s.updates, same); i >= 0 {
+		s.updates[i] = u
+	} else if len(s.updates) < maxUpdates {
+		s.updates = append(s.updates, u)
+	}
+	if !s.updating {
+		s.updating = s.spawn(s.tellUpdates)
+	}
+}
+
+func (s *Session) tellUpdates() {
+	for {
+		s.updateMu.Lock()
+		if len(s.updates) == 0 {
+			s.updating = false
+			s.updateMu.Unlock()
+			return
+		}
+		u := s.updates[0]
+		s.updates = s.updates[1:]
+		s.updateMu.Unlock()
+		if f := s.updatedFunc.Load(); f != nil {
+			(*f)(u.remote, u.subscribed, u.params)
+		}
+	}
+}
+
+// isPart reports whether an update of one resource is about another that is
+// subscribed to: "This might be a sub-resource of the one that the client
+// actually subscribed to."
+func isPart(uri, subscribed string) bool {
+	return uri == subscribed || strings.HasPrefix(uri, strings.TrimSuffix(subscribed, "/")+"/")
+}
+
+// withoutSubscription removes from a notification's params which of our streams
+// at the remote it came on.
+func withoutSubscription(params, meta json.RawMessage) (json.RawMessage, error) {
+	if meta == nil || meta[0] != '{' {
+		return params, nil
+	}
+	rest, err := rawjson.Delete(meta, func(key string) bool { return key == metaSubscription })
+	if err != nil || len(rest) == len(meta) {
+		return params, err
+	}
+	if string(rest) == "{}" {
+		return rawjson.Delete(params, func(key string) bool { return key == "_meta" })
+	}
+	return rawjson.Set(params, "_meta", rest)
 }
 
 // Subscribe asks a remote to say when a resource is updated; on every later
@@ -217,14 +322,22 @@ func (s *Session) Subscribe(ctx context.Context, remote, uri string) error {
 	if c == nil {
 		return ErrUnknownRemote
 	}
-	c.mu.Lock()
-	_, had := c.subscribed[uri]
-	c.mu.Unlock()
-	if l, err := c.dialed(ctx, false); err != nil {
+	for {
+		err := c.main().subscribeFor(ctx, c, uri)
+		if !errors.Is(err, errApart) {
+			return err
+		}
+	}
+}
+
+// subscribeFor has u hear of a resource's updates.
+func (c *connection) subscribeFor(ctx context.Context, u *connection, uri string) error {
+	l, err := c.dialed(ctx, false)
+	if err != nil {
 		return err
-	} else if l.modern {
-		c.wantUpdates(ctx, l, uri, true)
-		return nil
+	}
+	if l.modern {
+		return c.wantUpdates(ctx, l, u, uri)
 	}
 	params, err := uriParams(uri)
 	if err != nil {
@@ -232,17 +345,49 @@ func (s *Session) Subscribe(ctx context.Context, remote, uri string) error {
 	}
 	// Noted before, so that no update gets lost that follows at once.
 	c.mu.Lock()
-	c.subscribed[uri] = nil
+	if u.main() != c {
+		c.mu.Unlock()
+		return errApart
+	}
+	had := c.wantLocked(u, uri)
 	c.mu.Unlock()
-	_, err = s.Call(ctx, remote, "resources/subscribe", params, nil)
+	_, err = u.session.Call(ctx, c.remote.Name, "resources/subscribe", params, nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, still := c.subscribed[uri]; err != nil && !had {
-		delete(c.subscribed, uri)
-	} else if err == nil && still {
-		c.subscribed[uri] = c.link
+	if err != nil && !had {
+		c.unwantLocked(u, uri)
+	} else if w := c.subscribed[uri]; err == nil && w != nil {
+		w.on = c.link
 	}
 	return err
+}
+
+// wantLocked notes that u wants a resource's updates, and reports whether it did
+// already.
+func (c *connection) wantLocked(u *connection, uri string) (had bool) {
+	w := c.subscribed[uri]
+	if w == nil {
+		w = &subscription{by: map[*connection]struct{}{}}
+		c.subscribed[uri] = w
+	}
+	_, had = w.by[u]
+	w.by[u] = struct{}{}
+	return had
+}
+
+// unwantLocked is the opposite. It reports whether u was the last who wanted them.
+func (c *connection) unwantLocked(u *connection, uri string) (last bool) {
+	w := c.subscribed[uri]
+	if w == nil {
+		return false
+	}
+	_, had := w.by[u]
+	delete(w.by, u)
+	if len(w.by) > 0 {
+		return false
+	}
+	delete(c.subscribed, uri)
+	return had
 }
 
 // Unsubscribe ends what Subscribe began.
@@ -251,19 +396,48 @@ func (s *Session) Unsubscribe(ctx context.Context, remote, uri string) error {
 	if c == nil {
 		return ErrUnknownRemote
 	}
-	if l := c.modernLink(); l != nil {
-		c.wantUpdates(ctx, l, uri, false)
+	for {
+		err := c.main().unsubscribeFor(ctx, c, uri)
+		if !errors.Is(err, errApart) {
+			return err
+		}
+	}
+}
+
+func (c *connection) unsubscribeFor(ctx context.Context, u *connection, uri string) error {
+	c.mu.Lock()
+	if u.main() != c {
+		c.mu.Unlock()
+		return errApart
+	}
+	last, l := c.unwantLocked(u, uri), c.link
+	if l != nil && l.modern {
+		if last {
+			c.relistenLocked(l)
+		}
+		c.mu.Unlock()
 		return nil
 	}
-	c.mu.Lock()
-	delete(c.subscribed, uri)
 	c.mu.Unlock()
 	params, err := uriParams(uri)
 	if err != nil {
 		return err
 	}
-	_, err = s.Call(ctx, remote, "resources/unsubscribe", params, nil)
+	_, err = u.session.Call(ctx, c.remote.Name, "resources/unsubscribe", params, nil)
 	return err
+}
+
+// unwantAll ends what u has subscribed to: it has left.
+func (c *connection) unwantAll(u *connection) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := false
+	for uri := range c.subscribed {
+		last = c.unwantLocked(u, uri) || last
+	}
+	if l := c.link; last && l != nil && l.modern {
+		c.relistenLocked(l)
+	}
 }
 
 func uriParams(uri string) (json.RawMessage, error) {
@@ -278,8 +452,8 @@ func uriParams(uri string) (json.RawMessage, error) {
 func (c *connection) resubscribe(l *link) {
 	var missing []string
 	c.mu.Lock()
-	for uri, on := range c.subscribed {
-		if on != l {
+	for uri, w := range c.subscribed {
+		if w.on != l {
 			missing = append(missing, uri)
 		}
 	}
@@ -299,8 +473,8 @@ func (c *connection) resubscribe(l *link) {
 			continue
 		}
 		c.mu.Lock()
-		if _, still := c.subscribed[uri]; still {
-			c.subscribed[uri] = l
+		if w := c.subscribed[uri]; w != nil {
+			w.on = l
 		}
 		c.mu.Unlock()
 	}

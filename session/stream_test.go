@@ -91,6 +91,49 @@ func TestStreamTellsOfChanges(t *testing.T) {
 	}
 }
 
+// TestStreamTellsLater: what a remote that logs says after all calls goes to the
+// one client of its principal, whatever that declares; of several, to none.
+func TestStreamTellsLater(t *testing.T) {
+	for declared, want := range map[string]string{
+		"": "", "{}": "notifications/message", `{"roots":{}}`: "notifications/message",
+	} {
+		f, say, _, opened := streaming(t)
+		f.declaring(`{"tools":{},"logging":{}}`)
+		answered := make(chan struct{})
+		f.handle("", func(w http.ResponseWriter, _ *http.Request, _ received) {
+			w.WriteHeader(http.StatusAccepted)
+			close(answered)
+		})
+		p, _ := newPool(t, newRemoteFor(t, "notes", f.URL))
+		var capabilities json.RawMessage
+		if declared != "" {
+			capabilities = json.RawMessage(declared)
+		}
+		s, err := p.OpenFor(auth.Local, capabilities)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled(t, s)
+		<-opened
+		heard := make(chan string, 10)
+		from := &Caller{Client: "one", Capabilities: capabilities, Later: func(method string, _ json.RawMessage) { heard <- method }}
+		if _, err := s.Call(t.Context(), "notes", "tools/call", nil, from); err != nil {
+			t.Fatal(err)
+		}
+		say <- `"method":"notifications/message","params":{"level":"error","data":1}`
+		say <- `"id":"p","method":"ping"`
+		<-answered
+		got := ""
+		select {
+		case got = <-heard:
+		default:
+		}
+		if got != want {
+			t.Errorf("%q: heard %q, want %q", declared, got, want)
+		}
+	}
+}
+
 // TestStreamIsOptional: a remote that has none, or declares nothing to say, is
 // asked once or not at all.
 func TestStreamIsOptional(t *testing.T) {
@@ -100,6 +143,7 @@ func TestStreamIsOptional(t *testing.T) {
 	}{
 		{`{"tools":{}}`, 405, 0},
 		{`{"tools":{"listChanged":false},"resources":{"subscribe":0},"prompts":{}}`, 405, 0},
+		{`{"tools":{},"logging":{}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 405, 1},
 		{`{"tools":{"listChanged":true}}`, 404, 1},
 		{`{"tools":{"listChanged":true}}`, 202, 1},
@@ -211,6 +255,79 @@ func TestStreamOfForgottenSession(t *testing.T) {
 	}
 	if got, want := strings.Join(on, " "), `s1{"uri":"a:b"} s2{"uri":"a:b"}`; got != want {
 		t.Errorf("subscribed on %s, want %s", got, want)
+	}
+}
+
+// TestRest: a session that rests has no connection, and what is in flight keeps
+// its own. The next one knows of the subscription and of the log level.
+func TestRest(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	f.declaring(`{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{}}`)
+	f.result("logging/setLevel", `{}`)
+	n := 0
+	f.handle("initialize", func(w http.ResponseWriter, _ *http.Request, m received) {
+		n++
+		w.Header().Set("Mcp-Session-Id", fmt.Sprint("s", n))
+		answer(w, m, strings.Replace(initialized, `{"tools":{}}`, `{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{}}`, 1))
+	})
+	ended := make(chan string, 1)
+	f.handle("DELETE", func(_ http.ResponseWriter, _ *http.Request, m received) { ended <- m.Header.Get("Mcp-Session-Id") })
+	inside, answered := make(chan bool), make(chan bool)
+	f.handle("tools/call", func(w http.ResponseWriter, _ *http.Request, m received) {
+		inside <- true
+		<-answered
+		answer(w, m, "{}")
+	})
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	s.SetLogLevel("debug")
+	if err := s.Subscribe(t.Context(), "notes", "a:b"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := s.Call(t.Context(), "notes", "tools/call", nil, nil)
+		done <- err
+	}()
+	<-inside
+	s.Rest()
+	if !settled(t, s)[0].Connected {
+		t.Error("the connection of a call that was in flight is gone")
+	}
+	answered <- true
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	s.Rest()
+	if c := settled(t, s)[0]; c.Connected || !c.Known {
+		t.Errorf("at rest it is connected %v, its tools known %v", c.Connected, c.Known)
+	}
+	if got := <-ended; got != "s1" {
+		t.Errorf("ended %s", got)
+	}
+	s.Rest() // twice is safe
+
+	s.Wake()
+	<-opened
+	updates := make(chan string, 1)
+	s.OnUpdated(func(_, uri string, _ json.RawMessage) { updates <- uri })
+	say <- `"method":"notifications/resources/updated","params":{"uri":"a:b"}`
+	if got := <-updates; got != "a:b" {
+		t.Errorf("updated: %s", got)
+	}
+	go func() { <-inside; answered <- true }()
+	if _, err := s.Call(t.Context(), "notes", "tools/call", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for method, want := range map[string]string{"resources/subscribe": "s1 s2", "logging/setLevel": "s1 s2", "initialize": " "} {
+		var on []string
+		for _, m := range f.requests(method) {
+			on = append(on, m.Header.Get("Mcp-Session-Id"))
+		}
+		if got := strings.Join(on, " "); got != want {
+			t.Errorf("%s on %q, want %q", method, got, want)
+		}
 	}
 }
 
@@ -364,7 +481,7 @@ func TestUpdates(t *testing.T) {
 	settled(t, s)
 	<-opened
 	updates := make(chan string, 10)
-	s.OnUpdated(func(remote, uri string) { updates <- remote + " " + uri })
+	s.OnUpdated(func(remote, uri string, _ json.RawMessage) { updates <- remote + " " + uri })
 	update := func(uri string) {
 		say <- `"method":"notifications/resources/updated","params":{"uri":"` + uri + `"}`
 	}
@@ -403,6 +520,33 @@ func TestUpdates(t *testing.T) {
 	update("a:2")
 	if got := <-updates; got != "notes a:2" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestUpdatesOfParts: an update of a part of a resource is told to those who
+// subscribed to the whole, with the part's own URI and all that the remote says.
+func TestUpdatesOfParts(t *testing.T) {
+	f, say, _, opened := streaming(t)
+	s := open(t, newRemoteFor(t, "notes", f.URL))
+	settled(t, s)
+	<-opened
+	updates := make(chan string, 10)
+	s.OnUpdated(func(_, subscribed string, params json.RawMessage) { updates <- subscribed + " " + string(params) })
+	for _, uri := range []string{"a:1", "file:///dir/"} {
+		if err := s.Subscribe(t.Context(), "notes", uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update := func(params string) { say <- `"method":"notifications/resources/updated","params":` + params }
+	for _, none := range []string{"a:10", "a:", "file:///dir2/x", "file:///"} {
+		update(`{"uri":"` + none + `"}`)
+	}
+	for part, whole := range map[string]string{"a:1/sub": "a:1", "file:///dir/x/y": "file:///dir/", "file:///dir/": "file:///dir/"} {
+		params := `{"_meta":{"x":1},"uri":"` + part + `","more":1.0}`
+		update(params)
+		if got, want := <-updates, whole+" "+params; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 

@@ -39,6 +39,9 @@ type remote struct {
 	header   http.Header
 	client   *http.Client
 	recovery *recovery
+	slots    slots // of a command's processes
+	commons  commons
+	listings atomic.Uint64                                 // the last generation of any catalog
 	eras     atomic.Int32                                  // what is known of them
 	lists    [len(lists{}.of)]atomic.Pointer[[]Definition] // as anybody has last listed them
 }

@@ -68,6 +68,7 @@ type Error struct {
 	What   string
 	Err    error
 	Retry  time.Duration // that the server asked to wait; 0: it did not
+	Left   bool          // the one who asked had no more time, whatever the server would have said
 }
 
 func (e *Error) Error() string {
@@ -175,7 +176,7 @@ func Post(ctx context.Context, hc *http.Client, endpoint string, c Client, form 
 	}
 	resp, err := hc.Do(req)
 	if err != nil {
-		return nil, &Error{What: "no answer", Err: WithoutURL(err)}
+		return nil, &Error{What: "no answer", Err: WithoutURL(err), Left: ctx.Err() != nil}
 	}
 	return resp, nil
 }
@@ -210,7 +211,7 @@ func Token(ctx context.Context, hc *http.Client, endpoint string, c Client, form
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, &Error{Status: resp.StatusCode, What: "the answer could not be read", Err: WithoutURL(err)}
+		return nil, &Error{Status: resp.StatusCode, What: "the answer could not be read", Err: WithoutURL(err), Left: ctx.Err() != nil}
 	}
 	answer, err := ParseAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), body)
 	if err != nil {

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -112,6 +113,37 @@ func FuzzParseAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Whose time was over is told apart: the caller's, or that which a request has.
+func TestWhoseTimeIsOver(t *testing.T) {
+	stop := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/body" {
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+		}
+		<-stop
+	}))
+	defer server.Close()
+	defer close(stop)
+	for _, path := range []string{"/", "/body"} {
+		for _, left := range []bool{true, false} {
+			hc := &http.Client{Timeout: 50 * time.Millisecond}
+			defer hc.CloseIdleConnections()
+			ctx := t.Context()
+			if left {
+				hc.Timeout = 0
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
+				defer cancel()
+			}
+			_, err := Token(ctx, hc, server.URL+path, Client{ID: "c"}, url.Values{})
+			if e, ok := errors.AsType[*Error](err); !ok || e.Left != left || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s, the caller's time %v: %+v", path, left, err)
+			}
+		}
+	}
 }
 
 func TestPostAuthenticates(t *testing.T) {

@@ -105,16 +105,17 @@ type Verdict struct {
 }
 
 // Judge reads a verdict from what a request of package endpoint ended with; nil
-// is a success. An answer that is meant for the one who asked, and a request that
-// never left because of how its sender is configured, say nothing against the
-// server: others may fare better there.
+// is a success. An answer that is meant for the one who asked, a request that
+// never left because of how its sender is configured, and one that began too late
+// to be answered in its sender's time say nothing against the server: others may
+// fare better there.
 func Judge(err error) Verdict {
 	if err == nil {
 		return Verdict{}
 	}
 	e, ok := errors.AsType[*endpoint.Error](err)
 	switch {
-	case !ok, errors.Is(err, guard.ErrBlocked), errors.Is(err, context.Canceled), e.EndedHandshake():
+	case !ok, errors.Is(err, guard.ErrBlocked), errors.Is(err, context.Canceled), e.Left, e.EndedHandshake():
 		return Verdict{Nothing: true}
 	case e.Refused():
 		return Verdict{}

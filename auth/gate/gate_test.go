@@ -121,6 +121,7 @@ func TestJudge(t *testing.T) {
 		"says that it is":     {&endpoint.Error{Status: 400, Code: "temporarily_unavailable"}, Verdict{Unwell: true}},
 		"says nonsense":       {&endpoint.Error{Status: 200}, Verdict{Unwell: true}},
 		"silent":              {&endpoint.Error{Err: context.DeadlineExceeded}, Verdict{Unwell: true}},
+		"no time left":        {&endpoint.Error{Err: context.DeadlineExceeded, Left: true}, Verdict{Nothing: true}},
 		"we left":             {&endpoint.Error{Err: context.Canceled}, Verdict{Nothing: true}},
 		"not allowed":         {&endpoint.Error{Err: guard.ErrBlocked}, Verdict{Nothing: true}},
 		"without certificate": {&endpoint.Error{Err: alert}, Verdict{Nothing: true}},
