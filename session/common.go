@@ -38,16 +38,17 @@ func (l *link) keepsState() bool {
 
 // join has c use the common connection, if there may be one.
 func (c *connection) join() {
-	if !c.remote.mayShare() {
-		return
-	}
 	all := &c.remote.commons
 	all.mu.Lock()
 	defer all.mu.Unlock()
+	c.resting.Store(false)
+	if _, joined := all.users[c]; joined || all.apart || !c.remote.mayShare() || c.session.ctx.Err() != nil {
+		return
+	}
 	// Whoever can be asked something says so in initialize, for itself alone; in
 	// the modern era there is none.
 	known := eras(c.remote.eras.Load())
-	if all.apart || !none(c.owner()) && known != eraModern && known != eraBoth {
+	if !none(c.owner()) && known != eraModern && known != eraBoth {
 		return
 	}
 	if all.connection == nil {
@@ -55,7 +56,19 @@ func (c *connection) join() {
 		all.users = map[*connection]struct{}{}
 	}
 	all.users[c] = struct{}{}
-	c.common.Store(all.connection)
+	common := all.connection
+	common.mu.Lock()
+	defer common.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for uri := range c.subscribed { // before it was at rest
+		common.wantLocked(c, uri)
+	}
+	if l := common.link; l != nil && l.modern && len(c.subscribed) > 0 {
+		common.relistenLocked(l)
+	}
+	clear(c.subscribed)
+	c.common.Store(common)
 }
 
 // newCommon makes a connection that is no principal's, in a session of its own.
@@ -98,26 +111,54 @@ func (c *connection) main() *connection {
 	return c
 }
 
-// leave ends c's part in the common connection. It returns the session of that
-// if c was the last there.
-func (c *connection) leave() *Session {
+// joined is main for who needs the remote: with it ends c's rest.
+func (c *connection) joined() *connection {
+	if c.resting.Load() {
+		c.join()
+	}
+	return c.main()
+}
+
+// leave ends c's part in the common connection, until it is joined again if c
+// goes to rest. It returns the session of that if c was the last there.
+func (c *connection) leave(rest bool) *Session {
 	all := &c.remote.commons
 	all.mu.Lock()
+	defer all.mu.Unlock()
 	if _, ok := all.users[c]; !ok {
-		all.mu.Unlock()
 		return nil
 	}
 	common := all.connection
+	c.resting.Store(rest)
 	delete(all.users, c)
-	c.common.Store(nil)
-	if len(all.users) == 0 {
-		all.connection = nil
-		all.mu.Unlock()
-		return common.session
+	common.mu.Lock()
+	defer common.mu.Unlock()
+	if common.handBackLocked(c) && common.link != nil && common.link.modern {
+		common.relistenLocked(common.link)
 	}
-	all.mu.Unlock()
-	common.unwantAll(c)
-	return nil
+	if len(all.users) > 0 {
+		return nil
+	}
+	all.connection = nil
+	return common.session
+}
+
+// handBackLocked gives a user what is known and wanted here, which from now on
+// has a connection of its own. It reports whether less is subscribed to now.
+func (c *connection) handBackLocked(u *connection) (less bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if c.catalog.Known {
+		u.catalog, u.status = c.catalog, c.status
+	}
+	for uri, w := range c.subscribed {
+		if _, ok := w.by[u]; ok {
+			u.subscribed[uri] = &subscription{by: map[*connection]struct{}{u: {}}}
+			less = c.unwantLocked(u, uri) || less
+		}
+	}
+	u.common.Store(nil)
+	return less
 }
 
 // part gives everybody a connection of their own, from now on: the remote keeps
@@ -129,19 +170,8 @@ func (c *connection) part() {
 	users := slices.Collect(maps.Keys(all.users))
 	c.mu.Lock()
 	for _, u := range users {
-		u.mu.Lock()
-		if c.catalog.Known {
-			u.catalog = c.catalog // until it has been listed for each
-		}
-		for uri, w := range c.subscribed {
-			if _, ok := w.by[u]; ok {
-				u.subscribed[uri] = &subscription{by: map[*connection]struct{}{u: {}}}
-			}
-		}
-		u.common.Store(nil)
-		u.mu.Unlock()
+		c.handBackLocked(u)
 	}
-	clear(c.subscribed)
 	c.apart, c.dialing = true, nil
 	c.mu.Unlock()
 	all.mu.Unlock()
@@ -178,25 +208,30 @@ func (c *connection) inherited() *link {
 // quietly connects and lists with the tokens that are there, and returns when
 // that has been tried.
 func (c *connection) quietly(ctx context.Context) error {
-	for common := c.common.Load(); common != nil; common = c.common.Load() {
+	for common := c.joined(); common != c; common = c.joined() {
 		c.recalled.Do(c.recall)
 		err := common.tried(ctx)
 		if errors.Is(err, errApart) {
 			continue
 		}
-		c.rememberShared(common.currentCatalog())
+		if c.rememberShared(common.currentCatalog()) {
+			c.session.changed()
+		}
 		c.answeredOnce.Do(func() { close(c.answered) })
 		return err
 	}
 	return c.tried(ctx)
 }
 
-// rememberShared keeps the common catalog for this principal.
-func (c *connection) rememberShared(catalog Catalog) {
+// rememberShared keeps the common catalog for this principal, and reports whether
+// it is new to them.
+func (c *connection) rememberShared(catalog Catalog) (news bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if catalog.Known && catalog.Generation > c.remembered {
-		c.remembered = catalog.Generation
-		c.remember(catalog)
+	if !catalog.Known || catalog.Generation <= c.remembered {
+		return false
 	}
+	c.remembered = catalog.Generation
+	c.remember(catalog)
+	return true
 }

@@ -383,6 +383,100 @@ func TestCommonStream(t *testing.T) {
 	}
 }
 
+// TestCommonRest: the common connection is there as long as anybody is awake;
+// who comes back, by a call even, finds it, and what was subscribed to.
+func TestCommonRest(t *testing.T) {
+	f := newModern(t)
+	wanted, gone := make(chan string, 10), make(chan string, 10)
+	f.handle("subscriptions/listen", func(w http.ResponseWriter, r *http.Request, m received) {
+		uris := "none"
+		if strings.Contains(string(m.Params), `["a:1"]`) {
+			uris = "a:1"
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/subscriptions/acknowledged\",\"params\":{}}\n\n")
+		w.(http.Flusher).Flush()
+		wanted <- uris
+		<-r.Context().Done()
+		gone <- uris
+	})
+	expect := func(from chan string, want string) {
+		t.Helper()
+		if got := <-from; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	p, _ := newPool(t, newRemoteFor(t, "notes", f.URL))
+	sessions := openMany(t, p, 2)
+	for _, s := range sessions {
+		settled(t, s)
+	}
+	expect(wanted, "none")
+	if err := sessions[0].Subscribe(t.Context(), "notes", "a:1"); err != nil {
+		t.Fatal(err)
+	}
+	expect(wanted, "a:1")
+	expect(gone, "none")
+	sessions[0].Rest()
+	expect(wanted, "none")
+	expect(gone, "a:1")
+	for i, s := range sessions {
+		if c := s.Catalogs(t.Context())[0]; namesOf(c.Tools) != "echo" || !c.Known || c.Connected != (i == 1) {
+			t.Errorf("user %d sees %+v", i, c)
+		}
+	}
+	sessions[1].Rest()
+	sessions[1].Rest() // twice is safe
+	expect(gone, "none")
+	if n := p.Connections()["notes"]; n != 0 {
+		t.Errorf("%d are connected at rest", n)
+	}
+	f.result("tools/list", listing("new"))
+	changed := make(chan struct{}, 100)
+	unwatch := sessions[1].OnChange(func() { changed <- struct{}{} })
+	if _, err := sessions[0].Call(t.Context(), "notes", "tools/call", nil, &Caller{Modern: true}); err != nil {
+		t.Error(err)
+	}
+	expect(wanted, "a:1")
+	sessions[1].Wake()
+	<-changed
+	unwatch()
+	for _, s := range sessions {
+		if c := s.Catalogs(t.Context())[0]; namesOf(c.Tools) != "new" || !c.Connected {
+			t.Errorf("awake again: %+v", c)
+		}
+	}
+	if n := len(f.requests("server/discover")); n != 2 {
+		t.Errorf("%d times asked what it is", n)
+	}
+	// Some come and go while others call.
+	f.handle("subscriptions/listen", func(_ http.ResponseWriter, r *http.Request, _ received) { <-r.Context().Done() })
+	var calls sync.WaitGroup
+	for _, s := range sessions {
+		calls.Go(func() {
+			for range 50 {
+				if _, err := s.Call(t.Context(), "notes", "tools/call", nil, &Caller{Modern: true}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		calls.Go(func() {
+			for range 50 {
+				s.Rest()
+				s.Wake()
+			}
+		})
+		calls.Go(func() {
+			for range 50 {
+				if err := s.Connect(t.Context(), "notes"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	calls.Wait()
+}
+
 // TestCommonConnectionParts: a remote that keeps nothing, and then does, gives
 // nobody's session to another; what was listed and subscribed to stays.
 func TestCommonConnectionParts(t *testing.T) {

@@ -46,6 +46,7 @@ type connection struct {
 	wire    wire
 	common  atomic.Pointer[connection] // nil: there is none
 	shared  bool                       // it is the common one, and its session nobody's
+	resting atomic.Bool                // it has left the common one, until it is needed
 	ids     atomic.Int64               // of our requests, over all links
 	asides  asides
 	wanting atomic.Bool // the state is StateSignInNeeded
@@ -374,10 +375,9 @@ func (c *connection) dialed(ctx context.Context, fresh bool) (*link, error) {
 		if a == nil {
 			a, joined = c.startDialLocked(true), false
 		}
-		apart := c.apart
 		c.mu.Unlock()
 		switch {
-		case apart && a == nil:
+		case a == nil && c.shared:
 			return nil, errApart
 		case a == nil:
 			return nil, ErrClosed
@@ -636,7 +636,10 @@ func (c *connection) connect(ctx context.Context) error {
 			return err
 		}
 		a := c.listedAfter(since, l)
-		if a == nil {
+		switch {
+		case a == nil && c.shared:
+			return errApart
+		case a == nil:
 			return ErrClosed
 		}
 		if err := c.wait(ctx, a); err != nil {
@@ -694,10 +697,10 @@ func (c *connection) tried(ctx context.Context) error {
 		case c.status.State == StateUnavailable:
 			a, again = c.startListLocked(c.link, false), false
 		}
-		apart := c.apart
+		apart := c.shared && c.link == nil
 		c.mu.Unlock()
 		switch {
-		case apart && a == nil:
+		case a == nil && apart:
 			return errApart
 		case a == nil:
 			return nil

@@ -252,9 +252,9 @@ type side struct {
 
 // linkFor returns the link for a call of this caller, and what ends its use.
 func (c *connection) linkFor(ctx context.Context, from *Caller) (l *link, release func(), err error) {
-	main, err := c.main().dialed(ctx, false)
+	main, err := c.joined().dialed(ctx, false)
 	for errors.Is(err, errApart) {
-		main, err = c.main().dialed(ctx, false)
+		main, err = c.joined().dialed(ctx, false)
 	}
 	if err != nil {
 		return nil, nil, err

@@ -1,5 +1,7 @@
 package session
 
+import "context"
+
 // Rest closes the connections to all remotes that no call is using: for now
 // nobody is there who would need them. What they have listed stays, and so does
 // what was subscribed to; the next call, or [Session.Wake], dials anew.
@@ -19,6 +21,7 @@ func (s *Session) Wake() {
 
 func (c *connection) rest() {
 	c.remote.recovery.leave(c)
+	c.restFromCommon()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for key, s := range c.sides {
@@ -26,15 +29,39 @@ func (c *connection) rest() {
 			c.closeSideLocked(key, s)
 		}
 	}
-	if c.link == nil || c.link.busy() {
+	if c.link == nil || c.link.users > 0 || c.link.busyFor(c.session) {
 		return
 	}
 	c.letGoLocked(c.unlinkLocked())
 }
 
-// busy reports whether a call is in flight.
-func (l *link) busy() bool {
+// restFromCommon leaves the common connection. The last who does closes it.
+func (c *connection) restFromCommon() {
+	common := c.common.Load()
+	if common == nil {
+		return
+	}
+	common.mu.Lock()
+	busy := common.link != nil && common.link.busyFor(c.session)
+	common.mu.Unlock()
+	if busy {
+		return
+	}
+	if unused := c.leave(true); unused != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), goodbyeTimeout)
+		defer cancel()
+		unused.close(ctx)
+	}
+}
+
+// busyFor reports whether a call of a session is in flight.
+func (l *link) busyFor(s *Session) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.calls) > 0
+	for _, c := range l.calls {
+		if c.session == s {
+			return true
+		}
+	}
+	return false
 }

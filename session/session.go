@@ -174,7 +174,7 @@ func (s *Session) Connect(ctx context.Context, remote string) error {
 		return ErrUnknownRemote
 	}
 	for {
-		err := c.main().connect(ctx)
+		err := c.joined().connect(ctx)
 		if errors.Is(err, errApart) {
 			continue
 		}
@@ -269,7 +269,7 @@ func (s *Session) close(ctx context.Context) {
 				farewells.Go(func() { s.pool.farewell(ctx, func() { l.via.end(ctx, l.header) }) })
 			}
 			farewells.Go(c.leaving.Wait)
-			if common := c.leave(); common != nil {
+			if common := c.leave(false); common != nil {
 				farewells.Go(func() { common.close(ctx) })
 			}
 		}

@@ -323,7 +323,7 @@ func (s *Session) Subscribe(ctx context.Context, remote, uri string) error {
 		return ErrUnknownRemote
 	}
 	for {
-		err := c.main().subscribeFor(ctx, c, uri)
+		err := c.joined().subscribeFor(ctx, c, uri)
 		if !errors.Is(err, errApart) {
 			return err
 		}
@@ -411,33 +411,19 @@ func (c *connection) unsubscribeFor(ctx context.Context, u *connection, uri stri
 		return errApart
 	}
 	last, l := c.unwantLocked(u, uri), c.link
-	if l != nil && l.modern {
-		if last {
-			c.relistenLocked(l)
-		}
-		c.mu.Unlock()
-		return nil
+	if last && l != nil && l.modern {
+		c.relistenLocked(l)
 	}
 	c.mu.Unlock()
+	if l == nil || l.modern {
+		return nil // the next link does not begin it again
+	}
 	params, err := uriParams(uri)
 	if err != nil {
 		return err
 	}
 	_, err = u.session.Call(ctx, c.remote.Name, "resources/unsubscribe", params, nil)
 	return err
-}
-
-// unwantAll ends what u has subscribed to: it has left.
-func (c *connection) unwantAll(u *connection) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	last := false
-	for uri := range c.subscribed {
-		last = c.unwantLocked(u, uri) || last
-	}
-	if l := c.link; last && l != nil && l.modern {
-		c.relistenLocked(l)
-	}
 }
 
 func uriParams(uri string) (json.RawMessage, error) {
