@@ -541,7 +541,8 @@ func TestNotAskable(t *testing.T) {
 		close(ended)
 		return nil, ctx.Err()
 	}}
-	if _, err := s.Call(ctx, "notes", "tools/call", nil, from); !errors.Is(err, context.Canceled) {
+	// What the remote makes of it may still be heard, or not.
+	if _, err := s.Call(ctx, "notes", "tools/call", nil, from); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	<-ended
