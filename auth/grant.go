@@ -343,7 +343,9 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	b.mu.Lock()
 	h := b.holds[k]
 	if h == nil {
+		// Whoever finds a hold finds a grant in it.
 		h = &hold{key: k, name: hash(bucketGrants, k.store()), remote: r}
+		h.setLocked(g, version)
 		b.makeRoomLocked()
 		b.holds[k], b.named[h.name] = h, h
 	}
