@@ -256,9 +256,11 @@ func (h *hold) snapshot() *grant {
 func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
 	b.mu.RLock()
 	h := b.holds[k]
+	if h != nil {
+		h.usedAt.Store(b.now().UnixNano()) // before it could leave memory
+	}
 	b.mu.RUnlock()
 	if h != nil {
-		h.usedAt.Store(b.now().UnixNano())
 		return b.current(ctx, h, seenFor), nil
 	}
 	g, version, err := b.readGrant(ctx, k)
@@ -344,6 +346,7 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	h := b.holds[k]
 	if h == nil {
 		h = &hold{key: k, name: hash(bucketGrants, k.store()), remote: r}
+		h.setLocked(g, version) // nobody else has it yet, and nobody may find it without a grant
 		b.makeRoomLocked()
 		b.holds[k], b.named[h.name] = h, h
 	}
