@@ -270,7 +270,7 @@ func (s *silent) issue(ctx context.Context, p Principal, f *found, t *exchange.T
 	var token *exchange.Token
 	if s.b.exchanger.Kept(subject, t) == nil {
 		fresh, err := s.b.freshSubject(ctx, p, s.r)
-		if unavailable(err) {
+		if unavailable(err) || errors.Is(err, ErrRefreshDue) {
 			token = s.b.exchanger.Last(subject, t)
 		}
 		if err != nil && token == nil {

@@ -311,6 +311,62 @@ func TestLoginIsRenewedBeside(t *testing.T) {
 	}
 }
 
+// A stream that nobody waits for does not renew the login either: it uses what is
+// there, and waits for a call.
+func TestNoRefreshOfALogin(t *testing.T) {
+	o := newOffice(t, nil)
+	lives := func(d time.Duration) {
+		exp := map[string]any{"exp": o.clock.Now().Add(d).Unix()}
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken, k.Claims = exp, exp })
+	}
+	lives(2 * time.Minute)
+	o.loggedIn(alice)
+	ctx := auth.NoRefresh(t.Context())
+	tokens := map[string]string{}
+	for _, name := range []string{"wiki", "files"} {
+		tokens[name] = o.works(alice, name)
+	}
+	asked := o.idp.Count(authtest.EndpointToken)
+	refused := func(name string) *http.Response {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.remote(name).URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+tokens[name])
+		return &http.Response{StatusCode: http.StatusUnauthorized, Request: req, Header: http.Header{}}
+	}
+	wiki := o.Authorizer(alice, "wiki")
+	if err := wiki.Renew(ctx, refused("wiki")); !errors.Is(err, auth.ErrRefreshDue) {
+		t.Errorf("refused by the remote: %v", err)
+	}
+	o.clock.Advance(100 * time.Second) // a call would renew the login beside itself
+	if token, err := wiki.Token(ctx); err != nil || token == nil || token.AccessToken != tokens["wiki"] {
+		t.Errorf("a token that is valid: %v, %v", token != nil, err)
+	}
+	o.clock.Advance(time.Hour)
+	for range 3 {
+		for _, name := range []string{"wiki", "files"} {
+			a := o.Authorizer(alice, name)
+			if token, err := a.Token(ctx); token != nil || !errors.Is(err, auth.ErrRefreshDue) {
+				t.Errorf("%s, expired: %v, %v", name, token != nil, err)
+			}
+			if err := a.Renew(ctx, refused(name)); !errors.Is(err, auth.ErrRefreshDue) {
+				t.Errorf("%s, expired and refused: %v", name, err)
+			}
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointToken); n != asked {
+		t.Errorf("%d requests of the provider for a stream", n-asked)
+	}
+	lives(time.Hour)
+	for _, name := range []string{"wiki", "files"} {
+		called := o.works(alice, name)
+		if token, err := o.Authorizer(alice, name).Token(ctx); err != nil || token == nil || token.AccessToken != called {
+			t.Errorf("%s, after a call: %v, %v", name, token != nil, err)
+		}
+	}
+}
+
 // While the provider is away, tokens that live are used on; what needs a new one
 // says why, once, and works when it is back, without a click.
 func TestProviderAway(t *testing.T) {
