@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -697,6 +698,43 @@ func TestMoreScopesAreOnesOwn(t *testing.T) {
 	}
 	if err := forbids(alice, "admin"); err != nil {
 		t.Errorf("after signing out: %v", err)
+	}
+}
+
+// Two calls at once that need more permissions, of different kinds, end with both.
+func TestMoreScopesAtOnce(t *testing.T) {
+	o := newOffice(t, nil)
+	o.loggedIn(alice)
+	sent := o.works(alice, "crm")
+	var both sync.WaitGroup
+	both.Add(2)
+	o.crmAS.Set(func(k *authtest.ASKnobs) {
+		k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			both.Done()
+			both.Wait()
+			next(w, r)
+		}
+	})
+	var calls sync.WaitGroup
+	for _, scope := range []string{"admin", "more"} {
+		calls.Go(func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.crm.URL, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+sent)
+			if err := o.Authorizer(alice, "crm").Challenge(t.Context(), &http.Response{StatusCode: http.StatusForbidden, Request: req,
+				Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + scope + `"`}}}); err != nil {
+				t.Errorf("%s: %v", scope, err)
+			}
+		})
+	}
+	calls.Wait()
+	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = nil })
+	o.works(alice, "crm")
+	if got := slices.Sorted(slices.Values(o.Status(alice, "crm").Scopes)); !slices.Equal(got, []string{"admin", "more"}) {
+		t.Errorf("the permissions are %q", got)
 	}
 }
 
