@@ -42,6 +42,7 @@ func TestBrokerOverFile(t *testing.T) {
 		"disowned client": TestDisownedClientAtRefresh, "without refresh token": TestExpiredWithoutRefreshToken,
 		"renew": TestRenew, "sign out": TestSignOut, "sign out during a refresh": TestSignOutDuringARefresh, "end": TestEnd,
 		"another config": TestGrantOfAnotherConfig, "issuer changes": TestIssuerChanges, "cheap": TestTokenIsCheap,
+		"many at once": TestManyFindAGrantAtOnce,
 	} {
 		t.Run(name, test)
 	}

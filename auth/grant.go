@@ -256,9 +256,11 @@ func (h *hold) snapshot() *grant {
 func (b *Broker) held(ctx context.Context, k key, r *Remote) (*hold, error) {
 	b.mu.RLock()
 	h := b.holds[k]
+	if h != nil {
+		h.usedAt.Store(b.now().UnixNano()) // before it could leave memory
+	}
 	b.mu.RUnlock()
 	if h != nil {
-		h.usedAt.Store(b.now().UnixNano())
 		return b.current(ctx, h, seenFor), nil
 	}
 	g, version, err := b.readGrant(ctx, k)
@@ -343,7 +345,7 @@ func (b *Broker) adopt(ctx context.Context, k key, r *Remote, g *grant, version 
 	b.mu.Lock()
 	h := b.holds[k]
 	if h == nil {
-		// Whoever finds a hold finds a grant in it.
+		// Nobody else has it yet, and whoever finds it finds a grant in it.
 		h = &hold{key: k, name: hash(bucketGrants, k.store()), remote: r}
 		h.setLocked(g, version)
 		b.makeRoomLocked()

@@ -178,6 +178,28 @@ func TestGrantsInMemoryAreBounded(t *testing.T) {
 	}
 }
 
+// Whoever finds in memory what another has just read from the store finds all of
+// it: after a restart all calls come at once.
+func TestManyFindAGrantAtOnce(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.signIn(auth.Local, "r0")
+	for range 500 {
+		a := w.broker(1, nil).Authorizer(auth.Local, "r0")
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				<-start
+				if token, err := a.Token(t.Context()); err != nil || token == nil {
+					t.Errorf("a token: %v, %v", token != nil, err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+	}
+}
+
 // TestClockSteps: a clock that steps back or forth by minutes costs nothing; one
 // that has slept past the expiry finds the token expired, and renews it once.
 func TestClockSteps(t *testing.T) {

@@ -118,7 +118,9 @@ func (b *Broker) freshSubject(ctx context.Context, p Principal, r *Remote) (exch
 		return s, nil // who asks with it hears that it has expired
 	}
 	if b.now().Before(s.Expires) {
-		b.renewBeside(ctx, p)
+		if MayRefresh(ctx) {
+			b.renewBeside(ctx, p)
+		}
 		return s, nil
 	}
 	return b.renewedSubject(ctx, p, r)
@@ -156,6 +158,9 @@ func (b *Broker) renewedSubject(ctx context.Context, p Principal, r *Remote) (ex
 	case h.refreshing == nil && now.Before(h.retryAt):
 		defer h.mu.Unlock()
 		return exchange.Subject{}, b.loginFailed(r, h.lastErr)
+	case h.refreshing == nil && !MayRefresh(ctx):
+		h.mu.Unlock()
+		return exchange.Subject{}, ErrRefreshDue
 	}
 	call := b.refreshLocked(h, true)
 	h.mu.Unlock()
@@ -278,6 +283,8 @@ func (s *silent) forwardAnew(ctx context.Context, p Principal, sent string) erro
 		return err
 	case token.AccessToken != sent:
 		return nil
+	case s.b.workload == nil && !MayRefresh(ctx):
+		return ErrRefreshDue
 	}
 	now := s.b.now()
 	s.mu.Lock()

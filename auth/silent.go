@@ -204,17 +204,21 @@ func (s *silent) stepUp(ctx context.Context, p Principal, resp *http.Response) e
 	s.mu.Lock()
 	was := s.raised[p]
 	s.mu.Unlock()
-	next := raised{scopes: unionScopes(was.scopes, ch.Scope)}
-	var ok bool
-	if next.times, ok = raise(was.times, operationOf(ctx)); !ok {
+	operation := operationOf(ctx)
+	if _, ok := raise(was.times, operation); !ok {
 		forbidden.Say += raisedEnough
 		return forbidden
 	}
-	if err := s.another(ctx, p, f, f.with(next.scopes), sent); err != nil {
+	if err := s.another(ctx, p, f, f.with(unionScopes(was.scopes, ch.Scope)), sent); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	next := s.raised[p] // another call may have come to more meanwhile
+	next.scopes = unionScopes(next.scopes, ch.Scope)
+	if times, ok := raise(next.times, operation); ok {
+		next.times = times
+	}
 	s.raised[p] = next
 	return nil
 }
@@ -270,7 +274,7 @@ func (s *silent) issue(ctx context.Context, p Principal, f *found, t *exchange.T
 	var token *exchange.Token
 	if s.b.exchanger.Kept(subject, t) == nil {
 		fresh, err := s.b.freshSubject(ctx, p, s.r)
-		if unavailable(err) {
+		if unavailable(err) || errors.Is(err, ErrRefreshDue) {
 			token = s.b.exchanger.Last(subject, t)
 		}
 		if err != nil && token == nil {

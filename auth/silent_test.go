@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -308,6 +309,62 @@ func TestLoginIsRenewedBeside(t *testing.T) {
 	eventually(t, "the login is renewed", func() bool { return o.works(alice, "wiki") != wiki })
 	if n := o.idp.Count(authtest.EndpointAuthorize); n != 1 {
 		t.Errorf("%d logins", n)
+	}
+}
+
+// A stream that nobody waits for does not renew the login either: it uses what is
+// there, and waits for a call.
+func TestNoRefreshOfALogin(t *testing.T) {
+	o := newOffice(t, nil)
+	lives := func(d time.Duration) {
+		exp := map[string]any{"exp": o.clock.Now().Add(d).Unix()}
+		o.idp.Set(func(k *authtest.ASKnobs) { k.IDToken, k.Claims = exp, exp })
+	}
+	lives(2 * time.Minute)
+	o.loggedIn(alice)
+	ctx := auth.NoRefresh(t.Context())
+	tokens := map[string]string{}
+	for _, name := range []string{"wiki", "files"} {
+		tokens[name] = o.works(alice, name)
+	}
+	asked := o.idp.Count(authtest.EndpointToken)
+	refused := func(name string) *http.Response {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.remote(name).URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+tokens[name])
+		return &http.Response{StatusCode: http.StatusUnauthorized, Request: req, Header: http.Header{}}
+	}
+	wiki := o.Authorizer(alice, "wiki")
+	if err := wiki.Renew(ctx, refused("wiki")); !errors.Is(err, auth.ErrRefreshDue) {
+		t.Errorf("refused by the remote: %v", err)
+	}
+	o.clock.Advance(100 * time.Second) // a call would renew the login beside itself
+	if token, err := wiki.Token(ctx); err != nil || token == nil || token.AccessToken != tokens["wiki"] {
+		t.Errorf("a token that is valid: %v, %v", token != nil, err)
+	}
+	o.clock.Advance(time.Hour)
+	for range 3 {
+		for _, name := range []string{"wiki", "files"} {
+			a := o.Authorizer(alice, name)
+			if token, err := a.Token(ctx); token != nil || !errors.Is(err, auth.ErrRefreshDue) {
+				t.Errorf("%s, expired: %v, %v", name, token != nil, err)
+			}
+			if err := a.Renew(ctx, refused(name)); !errors.Is(err, auth.ErrRefreshDue) {
+				t.Errorf("%s, expired and refused: %v", name, err)
+			}
+		}
+	}
+	if n := o.idp.Count(authtest.EndpointToken); n != asked {
+		t.Errorf("%d requests of the provider for a stream", n-asked)
+	}
+	lives(time.Hour)
+	for _, name := range []string{"wiki", "files"} {
+		called := o.works(alice, name)
+		if token, err := o.Authorizer(alice, name).Token(ctx); err != nil || token == nil || token.AccessToken != called {
+			t.Errorf("%s, after a call: %v, %v", name, token != nil, err)
+		}
 	}
 }
 
@@ -641,6 +698,43 @@ func TestMoreScopesAreOnesOwn(t *testing.T) {
 	}
 	if err := forbids(alice, "admin"); err != nil {
 		t.Errorf("after signing out: %v", err)
+	}
+}
+
+// Two calls at once that need more permissions, of different kinds, end with both.
+func TestMoreScopesAtOnce(t *testing.T) {
+	o := newOffice(t, nil)
+	o.loggedIn(alice)
+	sent := o.works(alice, "crm")
+	var both sync.WaitGroup
+	both.Add(2)
+	o.crmAS.Set(func(k *authtest.ASKnobs) {
+		k.Token = func(w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
+			both.Done()
+			both.Wait()
+			next(w, r)
+		}
+	})
+	var calls sync.WaitGroup
+	for _, scope := range []string{"admin", "more"} {
+		calls.Go(func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.crm.URL, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+sent)
+			if err := o.Authorizer(alice, "crm").Challenge(t.Context(), &http.Response{StatusCode: http.StatusForbidden, Request: req,
+				Header: http.Header{"Www-Authenticate": {`Bearer error="insufficient_scope", scope="` + scope + `"`}}}); err != nil {
+				t.Errorf("%s: %v", scope, err)
+			}
+		})
+	}
+	calls.Wait()
+	o.crmAS.Set(func(k *authtest.ASKnobs) { k.Token = nil })
+	o.works(alice, "crm")
+	if got := slices.Sorted(slices.Values(o.Status(alice, "crm").Scopes)); !slices.Equal(got, []string{"admin", "more"}) {
+		t.Errorf("the permissions are %q", got)
 	}
 }
 

@@ -230,9 +230,7 @@ func (g *Gateway) restIdle() {
 		}
 	}
 	g.mu.Unlock()
-	for _, v := range resting {
-		v.session.Rest()
-	}
+	g.rest(resting)
 	var closing sync.WaitGroup
 	for _, v := range idle {
 		closing.Go(func() {
@@ -241,6 +239,22 @@ func (g *Gateway) restIdle() {
 		})
 	}
 	closing.Wait()
+}
+
+// rest closes the connections of views that are marked as at rest. Who has come
+// back since then finds them open.
+func (g *Gateway) rest(views []*view) {
+	here := g.clients.views() // who came before the mark did not see it
+	for _, v := range views {
+		if here[v] {
+			v.wake()
+			continue
+		}
+		v.session.Rest()
+		if !v.resting.Load() { // who came after it may have been faster
+			v.session.Wake()
+		}
+	}
 }
 
 // wake has the connections of a view opened again that was at rest.

@@ -157,6 +157,39 @@ func TestUsersLeaveWithoutAWord(t *testing.T) {
 	}
 }
 
+// TestComesBackMeanwhile: who comes back in the moment in which their connections
+// are closed has them without a call: they may only listen.
+func TestComesBackMeanwhile(t *testing.T) {
+	u := newUsers(t, oneRemote)
+	alice := u.connect("alice", authtest.ProtocolLegacy)
+	alice.Call("r_echo", nil)
+	u.clients.mu.Lock()
+	v := u.clients.byID[alice.ID()].view
+	u.clients.mu.Unlock()
+	dialled := u.remote.Calls("initialize")
+
+	// Just before the mark is there, which they do not see.
+	_, leave, _ := u.clients.enter(alice.ID(), true, func(*view) bool { return true })
+	v.wake()
+	v.resting.Store(true)
+	u.rest([]*view{v})
+	leave()
+	if v.resting.Load() {
+		t.Error("somebody is there, and it counts as at rest")
+	}
+
+	// Just after it.
+	u.forward.Add(int64(silentFor))
+	v.resting.Store(true)
+	v.wake()
+	u.rest([]*view{v})
+	for began := time.Now(); u.remote.Calls("initialize") == dialled; runtime.Gosched() { // in the background
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("somebody is there, and the connection is closed")
+		}
+	}
+}
+
 // call is a tools/call of the modern era, as a user.
 func (u *users) call(user string) *http.Response {
 	u.t.Helper()
