@@ -12,7 +12,7 @@
 //     who listens on which stream to the SDK.
 //   - core.go is the core: it looks a tool up in the merged catalog (merge.go,
 //     names.go) and sends the call to the remote, or to the gateway's own tools
-//     (tools.go). content.go does the same for prompts, resources and completion;
+//     (tools.go, with status.go and login.go). content.go does the same for prompts, resources and completion;
 //     linked.go knows whose resource a link in a result is.
 //     notify.go passes on what the remote says meanwhile, subscribe.go that a
 //     resource has changed; listen.go tells a client on a pipe what it listens for.
