@@ -201,8 +201,9 @@ func (s *Session) OnUpdated(f func(remote, subscribed string, params json.RawMes
 
 // subscription is a resource whose updates are wanted.
 type subscription struct {
-	on *link                    // where the remote has been asked for them; nil: not yet
-	by map[*connection]struct{} // who wants them: the connection itself, or those who share it
+	on      *link                    // where the remote has been asked for them; nil: not yet
+	refused *link                    // where it was asked in vain
+	by      map[*connection]struct{} // who wants them: the connection itself, or those who share it
 }
 
 // update is that of one resource, for who has subscribed to it or to what it is a
