@@ -26,7 +26,7 @@ func (c *connection) rest() {
 			c.closeSideLocked(key, s)
 		}
 	}
-	if c.link == nil || c.link.busy() {
+	if c.link == nil || c.link.users > 0 || c.link.busy() {
 		return
 	}
 	c.letGoLocked(c.unlinkLocked())

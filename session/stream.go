@@ -280,11 +280,12 @@ func (s *Session) tellUpdates() {
 	for {
 		s.updateMu.Lock()
 		if len(s.updates) == 0 {
-			s.updating = false
+			s.updates, s.updating = nil, false
 			s.updateMu.Unlock()
 			return
 		}
 		u := s.updates[0]
+		s.updates[0] = update{}
 		s.updates = s.updates[1:]
 		s.updateMu.Unlock()
 		if f := s.updatedFunc.Load(); f != nil {
@@ -420,6 +421,9 @@ func (c *connection) unsubscribeFor(ctx context.Context, u *connection, uri stri
 		return nil
 	}
 	c.mu.Unlock()
+	if l == nil {
+		return nil // the next link will not hear of it
+	}
 	params, err := uriParams(uri)
 	if err != nil {
 		return err
