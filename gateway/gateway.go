@@ -230,8 +230,13 @@ func (g *Gateway) restIdle() {
 		}
 	}
 	g.mu.Unlock()
+	held = g.clients.views()
 	for _, v := range resting {
-		v.session.Rest()
+		if held[v] {
+			v.wake() // its client has come before it could see that the view rests
+			continue
+		}
+		v.rest()
 	}
 	var closing sync.WaitGroup
 	for _, v := range idle {
@@ -241,6 +246,14 @@ func (g *Gateway) restIdle() {
 		})
 	}
 	closing.Wait()
+}
+
+// rest closes the connections of a view that was marked as resting.
+func (v *view) rest() {
+	v.session.Rest()
+	if !v.resting.Load() {
+		v.session.Wake() // somebody has come meanwhile
+	}
 }
 
 // wake has the connections of a view opened again that was at rest.

@@ -155,6 +155,16 @@ func TestUsersLeaveWithoutAWord(t *testing.T) {
 	if n := sessions(u.remote); n != 2 {
 		t.Errorf("%d are connected, and both are there", n)
 	}
+	// One that comes while its connections are being closed has them opened again.
+	u.clients.mu.Lock()
+	v := u.clients.byID[alice.ID()].view
+	u.clients.mu.Unlock()
+	v.rest()
+	for began := time.Now(); !v.session.Catalogs(atOnce)[0].Connected; runtime.Gosched() {
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("the connections of one that is there stay closed")
+		}
+	}
 }
 
 // call is a tools/call of the modern era, as a user.
