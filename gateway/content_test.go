@@ -432,11 +432,13 @@ func TestLinkedIsBounded(t *testing.T) {
 		l.note("loud", link(fmt.Sprint(i)))
 	}
 	l.note("loud", link("its"))
+	long := strings.Repeat("x", maxLinkedURI+1)
+	l.note("loud", link(long))
 	l.note("loud", json.RawMessage(`{"content":[{"type":"resource_link","uri":7},"uri"]}`))
 	if len(l.remote) != maxLinked+1 || len(l.uris["loud"]) != maxLinked {
 		t.Errorf("%d are remembered", len(l.remote))
 	}
-	for uri, want := range map[string]string{"its": "quiet", fmt.Sprint(3*maxLinked - 1): "loud", "0": ""} {
+	for uri, want := range map[string]string{"its": "quiet", fmt.Sprint(3*maxLinked - 1): "loud", "0": "", long: ""} {
 		if got, _ := l.by(uri); got != want {
 			t.Errorf("%s is of %q, want %q", uri, got, want)
 		}

@@ -8,9 +8,13 @@ import (
 	"gatehouse/session/rawjson"
 )
 
-// maxLinked is how many resources are remembered that the results of one remote
-// have named. A remote that names more forgets its own only.
-const maxLinked = 500
+// Of the resources that the results of one remote have named so many are
+// remembered, with URIs of so many bytes. A remote that names more forgets its own
+// only.
+const (
+	maxLinked    = 500
+	maxLinkedURI = 8 << 10
+)
 
 // linked knows which remote has named a resource in a result. Such a link "is not
 // guaranteed to appear in the results of a resources/list request" (MCP, tools),
@@ -59,7 +63,7 @@ func (l *linked) note(remote string, result json.RawMessage) {
 }
 
 func (l *linked) noteLocked(remote, uri string) {
-	if _, ok := l.remote[uri]; ok || uri == "" {
+	if _, ok := l.remote[uri]; ok || uri == "" || len(uri) > maxLinkedURI {
 		return
 	}
 	if l.remote == nil {

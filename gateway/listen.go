@@ -122,6 +122,7 @@ func (g *Gateway) listen(ctx context.Context, c caller, id, params json.RawMessa
 	l := &listen{wants: announcement{wanted.Tools, wanted.Prompts, wanted.Resources}, uris: wanted.URIs, news: make(chan struct{}, 1)}
 	c.client = l // whose the subscriptions are
 	defer g.unsubscribeAll(c)
+	defer c.view.listens.add(l)() // what happens from now on is told after the acknowledgement
 	for _, uri := range wanted.URIs {
 		if err := g.subscribe(ctx, c, uri); err != nil {
 			return nil, err
@@ -137,7 +138,6 @@ func (g *Gateway) listen(ctx context.Context, c caller, id, params json.RawMessa
 		c.notify(method, encoded)
 	}
 	tell("notifications/subscriptions/acknowledged", subscriptionParams{Notifications: wanted})
-	defer c.view.listens.add(l)()
 	for listening := l.wants != (announcement{}) || len(l.uris) > 0; listening; {
 		select {
 		case <-l.news:

@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"bufio"
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatehouse/auth"
 )
 
 // stream opens a client's own event stream and returns what comes on it.
@@ -202,6 +206,32 @@ func TestSubscriptions(t *testing.T) {
 			t.Errorf("left: %v", v.subs.byURI)
 		}
 		v.subs.mu.Unlock()
+	}
+}
+
+// TestListenMissesNothing: what changes while a listen is being acknowledged is
+// told right after that.
+func TestListenMissesNothing(t *testing.T) {
+	g := newFront(t, servers("r", changingRemote(t).URL))
+	v, err := g.view(auth.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var told []string
+	c := caller{view: v, modern: true, notify: func(method string, _ json.RawMessage) {
+		if told = append(told, method); len(told) == 1 {
+			v.listens.announce(announcement{prompts: true})
+			return
+		}
+		cancel()
+	}}
+	if _, err := g.listen(ctx, c, json.RawMessage("1"), json.RawMessage(`{"notifications":{"promptsListChanged":true}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(told, " "); !strings.HasPrefix(got, "notifications/subscriptions/acknowledged notifications/prompts/list_changed") {
+		t.Errorf("told %s", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -629,6 +630,92 @@ func TestCommonCatalogIsRemembered(t *testing.T) {
 		}
 		if c := settled(t, s)[0]; namesOf(c.Tools) != want || c.Known || c.Connected {
 			t.Errorf("user %d is shown %+v", i, c)
+		}
+	}
+}
+
+// TestRefusedSubscription: a resource that a remote wants to tell nobody of, and
+// refuses the whole stream for, takes nothing from those who want something else.
+func TestRefusedSubscription(t *testing.T) {
+	f := newModern(t)
+	var streams sync.Map // of what is said, by their requests
+	f.handle("subscriptions/listen", func(w http.ResponseWriter, r *http.Request, m received) {
+		if strings.Contains(m.Body, "bad:") {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"no such resource"}}`, m.ID)
+			return
+		}
+		say := make(chan string)
+		streams.Store(string(m.ID), say)
+		defer streams.Delete(string(m.ID))
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/subscriptions/acknowledged\",\"params\":{}}\n\n")
+		w.(http.Flusher).Flush()
+		for {
+			select {
+			case message := <-say:
+				fmt.Fprintf(w, "data: {\"jsonrpc\":\"2.0\",%s}\n\n", message)
+				w.(http.Flusher).Flush()
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	p, _ := newPool(t, newRemoteFor(t, "notes", f.URL))
+	sessions := openMany(t, p, 2)
+	alice, bob := sessions[0], sessions[1]
+	updates := make(chan string, 10)
+	for _, s := range sessions {
+		settled(t, s)
+		s.OnUpdated(func(_, uri string, _ json.RawMessage) {
+			select {
+			case updates <- uri:
+			default: // it is said again
+			}
+		})
+	}
+	if err := alice.Subscribe(t.Context(), "notes", "a:1"); err != nil {
+		t.Fatal(err)
+	}
+	// At once, so that they may be asked for together.
+	var subscribing sync.WaitGroup
+	for _, uri := range []string{"bad:1", "b:1", "bad:2", "b:2", "bad:3"} {
+		subscribing.Go(func() {
+			if err := bob.Subscribe(t.Context(), "notes", uri); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	subscribing.Wait()
+	began := time.Now()
+	for _, want := range []string{"a:1", "b:1", "b:2"} {
+		for got := ""; got != want; {
+			streams.Range(func(_, say any) bool {
+				select {
+				case say.(chan string) <- `"method":"notifications/resources/updated","params":{"uri":"` + want + `"}`:
+				default:
+				}
+				return true
+			})
+			select {
+			case got = <-updates:
+			default: // the stream may have been about to end
+				runtime.Gosched()
+			}
+			if time.Since(began) > 10*time.Second {
+				t.Fatalf("nobody is told of %s", want)
+			}
+		}
+	}
+	if n := len(f.requests("subscriptions/listen")); n > 40 {
+		t.Errorf("asked %d times", n)
+	}
+	c := alice.byName["notes"].main()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for uri, w := range c.subscribed {
+		if refused := w.refused != nil; refused != strings.HasPrefix(uri, "bad:") {
+			t.Errorf("%s: refused %v", uri, refused)
 		}
 	}
 }

@@ -46,6 +46,7 @@ type link struct {
 	listening bool          // on the remote's event stream; guarded by the connection's mu
 	relisten  bool          // a list has been read since it began to; guarded like it
 	silent    bool          // the remote has none; guarded like it
+	refusals  int           // of event streams, for one of the resources wanted there; guarded like it
 	users     int           // calls that use a command's link; guarded like it
 	began     time.Time     // when it became the main link; guarded like it
 	used      time.Time     // when the last of those ended; guarded like it

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -20,6 +21,10 @@ import (
 // ackWait is how long a subscription waits to be acknowledged.
 const ackWait = 5 * time.Second
 
+// maxRefusals is how often, on one link, it is found out which resources a remote
+// refuses a subscription for.
+const maxRefusals = 64
+
 // listens is the state of a connection's subscriptions at a modern remote.
 type listens struct {
 	changed chan struct{} // holds one: what is wanted is not what is asked for
@@ -29,8 +34,9 @@ type listens struct {
 }
 
 // wantedLocked returns the params of subscriptions/listen without _meta, nil if
-// there is nothing to listen for.
-func (c *connection) wantedLocked(l *link) (json.RawMessage, error) {
+// there is nothing to listen for. Of the resources that the remote has not
+// accepted yet on this link, untried, there are so many in it at the most.
+func (c *connection) wantedLocked(l *link, most int) (params json.RawMessage, untried []string, rest bool, err error) {
 	var wanted struct {
 		Notifications struct {
 			Tools     bool     `json:"toolsListChanged,omitempty"`
@@ -41,18 +47,55 @@ func (c *connection) wantedLocked(l *link) (json.RawMessage, error) {
 	}
 	n := &wanted.Notifications
 	n.Tools, n.Prompts, n.Resources = l.offers.ToolsChange, l.offers.PromptsChange, l.offers.ResourcesChange
-	for uri := range c.subscribed {
-		n.URIs = append(n.URIs, uri)
+	for uri, w := range c.subscribed {
+		switch l {
+		case w.on:
+			n.URIs = append(n.URIs, uri)
+		case w.refused:
+		default:
+			untried = append(untried, uri)
+		}
 	}
+	slices.Sort(untried)
+	if rest = len(untried) > most; rest {
+		untried = untried[:most]
+	}
+	n.URIs = append(n.URIs, untried...)
 	slices.Sort(n.URIs)
 	if !n.Tools && !n.Prompts && !n.Resources && n.URIs == nil {
-		return nil, nil
+		return nil, nil, rest, nil
 	}
-	params, err := json.Marshal(wanted)
-	if err != nil {
-		return nil, fmt.Errorf("encoding subscriptions: %w", err)
+	if params, err = json.Marshal(wanted); err != nil {
+		return nil, nil, false, fmt.Errorf("encoding subscriptions: %w", err)
 	}
-	return params, nil
+	return params, untried, rest, nil
+}
+
+// refused notes that a remote refuses a stream as long as one of these resources
+// is wanted on it. It returns how many of them to try next, or says that it is not
+// for their sake. The other parts are good all the same, and may be others' too.
+func (c *connection) refused(l *link, untried []string) (most int, theirs bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(untried) == 0 {
+		// They were good before. Which is not any more?
+		for _, w := range c.subscribed {
+			if w.on == l {
+				w.on, theirs = nil, true
+			}
+		}
+		return math.MaxInt, theirs
+	}
+	if l.refusals++; len(untried) > 1 && l.refusals < maxRefusals {
+		return len(untried) / 2, true
+	}
+	for _, uri := range untried {
+		if w := c.subscribed[uri]; w != nil {
+			w.refused = l
+		}
+	}
+	c.session.log.Info("the remote refuses to tell of updates", "remote", c.remote.Name, "resources", len(untried))
+	return math.MaxInt, true
 }
 
 // relistenLocked has the stream opened anew, as what is wanted has changed, and
@@ -94,10 +137,12 @@ func (c *connection) acknowledged(ctx context.Context, l *link, wanted int) {
 
 // stream is one subscriptions/listen request.
 type stream struct {
-	cancel context.CancelFunc
-	acked  chan struct{} // closed by the acknowledgement, the first message
-	done   chan struct{} // closed at the end
-	err    error
+	untried []string // resources that it is tried with
+	rest    bool     // there are more of those
+	cancel  context.CancelFunc
+	acked   chan struct{} // closed by the acknowledgement, the first message
+	done    chan struct{} // closed at the end
+	err     error
 }
 
 func (s *stream) end() {
@@ -105,13 +150,14 @@ func (s *stream) end() {
 	<-s.done
 }
 
-// subscribe opens a stream for what is wanted now; nil if that is nothing.
-func (c *connection) subscribe(l *link) (*stream, error) {
+// subscribe opens a stream for what is wanted now, with so many resources at the
+// most that it was not tried with before; nil if that is nothing.
+func (c *connection) subscribe(l *link, most int) (*stream, error) {
 	c.mu.Lock()
 	if c.listens == nil {
 		c.listens = &listens{changed: make(chan struct{}, 1), news: make(chan struct{})}
 	}
-	params, err := c.wantedLocked(l)
+	params, untried, rest, err := c.wantedLocked(l, most)
 	wanted := c.listens.wanted
 	c.mu.Unlock()
 	if err != nil {
@@ -120,7 +166,14 @@ func (c *connection) subscribe(l *link) (*stream, error) {
 	acknowledge := func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.listens.acked = max(c.listens.acked, wanted)
+		for _, uri := range untried {
+			if w := c.subscribed[uri]; w != nil {
+				w.on = l
+			}
+		}
+		if !rest {
+			c.listens.acked = max(c.listens.acked, wanted)
+		}
 		close(c.listens.news)
 		c.listens.news = make(chan struct{})
 	}
@@ -129,7 +182,7 @@ func (c *connection) subscribe(l *link) (*stream, error) {
 		return nil, nil
 	}
 	ctx, cancel := context.WithCancel(auth.NoRefresh(l.ctx)) // it comes back when a call has refreshed
-	s := &stream{cancel: cancel, acked: make(chan struct{}), done: make(chan struct{})}
+	s := &stream{untried: untried, rest: rest, cancel: cancel, acked: make(chan struct{}), done: make(chan struct{})}
 	in := l.incoming(nil)
 	heard, acked := in.notify, false
 	in.notify = func(method string, params json.RawMessage) {
@@ -177,11 +230,13 @@ func (c *connection) keepListening(l *link) (silent bool) {
 			current.end()
 		}
 	}()
+	most := math.MaxInt
 	for lost := false; ; {
-		next, err := c.subscribe(l)
+		next, err := c.subscribe(l, most)
 		if err != nil {
 			return false
 		}
+		most = math.MaxInt
 		began, outdated, failed := time.Now(), false, false
 		c.mu.Lock()
 		changed := c.listens.changed
@@ -202,11 +257,21 @@ func (c *connection) keepListening(l *link) (silent bool) {
 			next.end()
 			continue
 		}
+		if failed && isRefusal(next.err) {
+			var theirs bool
+			if most, theirs = c.refused(l, next.untried); theirs {
+				continue
+			}
+		}
 		if current != nil {
 			current.end()
 		}
 		if current = next; current != nil && lost && !failed {
 			c.changed() // what was said in between is lost
+		}
+		if current != nil && current.rest && !failed {
+			lost = false
+			continue
 		}
 		var done chan struct{}
 		if current != nil {
@@ -261,4 +326,10 @@ func (c *connection) wantUpdates(ctx context.Context, l *link, u *connection, ur
 	c.mu.Unlock()
 	c.acknowledged(ctx, l, change)
 	return nil
+}
+
+// isRefusal reports whether a remote refuses a stream for what is wanted on it.
+func isRefusal(err error) bool {
+	refusal, ok := errors.AsType[*ResponseError](err)
+	return ok && refusal.Code != codeUnknownMethod
 }

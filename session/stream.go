@@ -201,8 +201,9 @@ func (s *Session) OnUpdated(f func(remote, subscribed string, params json.RawMes
 
 // subscription is a resource whose updates are wanted.
 type subscription struct {
-	on *link                    // where the remote has been asked for them; nil: not yet
-	by map[*connection]struct{} // who wants them: the connection itself, or those who share it
+	on      *link                    // where the remote has been asked for them; nil: not yet
+	refused *link                    // where it was asked in vain
+	by      map[*connection]struct{} // who wants them: the connection itself, or those who share it
 }
 
 // update is that of one resource, for who has subscribed to it or to what it is a
@@ -279,11 +280,12 @@ func (s *Session) tellUpdates() {
 	for {
 		s.updateMu.Lock()
 		if len(s.updates) == 0 {
-			s.updating = false
+			s.updates, s.updating = nil, false
 			s.updateMu.Unlock()
 			return
 		}
 		u := s.updates[0]
+		s.updates[0] = update{}
 		s.updates = s.updates[1:]
 		s.updateMu.Unlock()
 		if f := s.updatedFunc.Load(); f != nil {

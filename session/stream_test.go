@@ -307,6 +307,9 @@ func TestRest(t *testing.T) {
 		t.Errorf("ended %s", got)
 	}
 	s.Rest() // twice is safe
+	if err := s.Unsubscribe(t.Context(), "notes", "c:d"); err != nil || settled(t, s)[0].Connected {
+		t.Errorf("connected for the end of a subscription: %v", err)
+	}
 
 	s.Wake()
 	<-opened
