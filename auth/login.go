@@ -35,8 +35,7 @@ type Login struct {
 	Issuer       string      // required
 	ClientID     string      // required, unless IDTokenFile stands for everybody
 	ClientSecret secret.Text // empty: a public client
-	AuthMethod   string      // empty: what the provider lists
-	Scopes       []string    // empty: [DefaultScopes]
+	Scopes       []string    // empty: defaultScopes
 
 	Audience       string   // that a client's bearer token must name; empty: nobody may present one
 	IdentityClaims []string // of bearer and ID tokens, that tell one user from another; empty: sub
@@ -51,18 +50,18 @@ type Login struct {
 func (l *Login) remote() *Remote {
 	scopes := l.Scopes
 	if len(scopes) == 0 {
-		scopes = DefaultScopes
+		scopes = defaultScopes
 	}
 	return &Remote{
 		Name: LoginRemote, URL: l.Issuer, Issuer: l.Issuer, ClientID: l.ClientID, ClientSecret: l.ClientSecret,
-		TokenEndpointAuthMethod: l.AuthMethod, Scopes: scopes, HTTP: l.HTTP, login: true,
+		Scopes: scopes, HTTP: l.HTTP, login: true,
 	}
 }
 
 // loginClient is the gateway's client at the login's provider.
 func (b *Broker) loginClient(methods []string) endpoint.Client {
-	c := endpoint.Client{ID: b.login.ClientID, Secret: b.login.ClientSecret, Method: b.login.TokenEndpointAuthMethod, Audience: b.login.Issuer}
-	if c.Method == "" && !c.Secret.IsEmpty() {
+	c := endpoint.Client{ID: b.login.ClientID, Secret: b.login.ClientSecret, Audience: b.login.Issuer}
+	if !c.Secret.IsEmpty() {
 		c.Method = secretMethod(methods)
 	}
 	return c

@@ -27,9 +27,9 @@ const (
 	TypeMachine  = "clientCredentials" // the gateway's own credentials
 )
 
-// DefaultScopes are asked for at an OpenID provider unless the config says
+// defaultScopes are asked for at an OpenID provider unless the config says
 // otherwise.
-var DefaultScopes = []string{"openid", "profile", "email", "groups"}
+var defaultScopes = []string{"openid", "profile", "email", "groups"}
 
 // silent gets tokens for one remote without a person: by the gateway's own
 // credentials, or by what the user's login at the gateway is good for. Tokens
@@ -581,7 +581,7 @@ func (s *silent) exchange(ctx context.Context, step func(Step)) (*found, error) 
 		t.Server.HTTP = cmp.Or(s.r.TokenHTTP, s.b.login.HTTP)
 	}
 	if len(t.Scopes) == 0 {
-		t.Scopes = DefaultScopes
+		t.Scopes = defaultScopes
 	}
 	at := s.r.Issuer
 	if s.atLogin() {
