@@ -8,8 +8,7 @@
 //
 // gateway is what clients and browsers see, session holds the connections to
 // the remotes, auth knows who may use which token, exchange gets tokens for
-// other tokens. Each package's doc is the
-// next stop of the tour.
+// other tokens. Each package's doc is the next stop of the tour.
 package main
 
 import (

@@ -9,9 +9,9 @@
 //     waits for a browser.
 //   - challenge.go reads the WWW-Authenticate header, discovery.go follows it
 //     to the RFC 9728 document and to the authorization server's metadata, and
-//     checks both.
-//   - pin.go keeps what must reach one authorization server alone, a client's secret
-//     or an assertion, from those that the remote names later.
+//     checks both; document.go fetches and reads them.
+//   - pin.go keeps what must reach one authorization server alone, a client's
+//     secret or an assertion, from those that the remote names later.
 //   - registration.go finds a client id there: from the config, by the
 //     gateway's Client ID Metadata Document, or by dynamic registration.
 //   - flow.go freezes all of that in a flow, together with whom it is for. The
@@ -19,7 +19,8 @@
 //     [RequiredError]. A pending flow gives the same link to everybody who
 //     asks.
 //   - A browser opens the link. [Broker.Begin] mints a state, a PKCE verifier
-//     and a cookie, and sends it to the authorization server.
+//     and a cookie, and sends it to the authorization server. broker.go builds
+//     the [Broker], which holds what all principals have in common.
 //   - The browser comes back. [Broker.Finish] (callback.go) uses up the state,
 //     checks that it is the same browser, the same remote and the same issuer,
 //     and redeems the code with one POST (token.go).
@@ -38,17 +39,25 @@
 //
 // Who a user is, where there are many, inbound.go reads from the bearer tokens of
 // their clients, verified with keys.go or by asking the provider, and browser.go
-// from the login of their browsers: the same claims make the same [Principal]. A
-// flow belongs to one, and goes on for nobody else ([Visit]).
+// from the login of their browsers: the same claims make the same [Principal]
+// (principal.go). A flow belongs to one, and goes on for nobody else ([Visit]);
+// its owner is told when somebody else has tried (stranger.go).
 //
 // A state carries nothing: it is 256 random bits, stored as a hash, good for one
-// use in ten minutes. What a flow needs stays in the [Store], which is told of
-// every change before the change counts. [Memory] (memory.go) ends with the
-// process. [File] (file.go, with its seals in seal.go and its locks in lock.go)
-// is a directory that outlives it and that other processes use as well: then a
-// refresh takes a lease, so that each refresh token is redeemed by one of them,
-// and what the others change is looked up again.
+// use in ten minutes. What a flow needs stays in the [Store] (store.go), which is
+// told of every change before the change counts. [Memory] (memory.go) ends with
+// the process. [File] (file.go, with its seals in seal.go, its locks in lock.go
+// and, if so configured, its key in the system's keychain, keyring.go) is a
+// directory that outlives it and that other processes use as well, [Redis]
+// (redis.go) the same for other machines: then a refresh takes a lease, so that
+// each refresh token is redeemed by one of them, and what the others change is
+// looked up again. What remotes last listed is kept beside it (remember.go).
 //
-// Failures of the authorization server never cost a grant: only its own
+// Beside this package, guard makes the HTTP clients, which refuse addresses that
+// a remote should not lead to; endpoint asks token endpoints, gate bounds how
+// many at once do, and secret is the type of what must not be printed. storetest
+// holds what every store must do, authtest the servers that tests sign in at.
+//
+// errors.go has the errors that others turn into answers. Failures of the authorization server never cost a grant: only its own
 // invalid_grant, the user, or a change in the config ends one.
 package auth

@@ -58,7 +58,8 @@ type RequiredError struct {
 
 	Stranger bool // somebody else has opened the link, in vain
 	// Strangers are remotes of which the same is true of an earlier link, or of
-	// another's; set by who knows that it has not been said (see [Broker.UntoldStrangers]).
+	// another's; set by who knows that it has not been said (see
+	// [Broker.UntoldStrangers]).
 	Strangers []string
 
 	flow string

@@ -8,8 +8,8 @@ import (
 
 // Store keeps grants, flows, registrations and what belongs to them, under a
 // bucket and a key. [Memory], [File] and [Redis] are stores; storetest holds
-// what every one of them must do. All methods may be called by many goroutines, and where
-// the store is [Store.Shared] by many processes, at once.
+// what every one of them must do. All methods may be called by many goroutines,
+// and where the store is [Store.Shared] by many processes, at once.
 //
 // Beside the outcomes named below, a method returns the context's error if
 // that has ended, and [ErrClosed] after Close.

@@ -5,8 +5,8 @@
 // by the gateway's own credentials.
 //
 // It is a leaf. Who somebody is comes in as an argument, a [Subject], and where
-// to go as a [Target]; [Exchanger.Token] has no other source of either. An
-// answer is checked before it is used (answer.go): its issuer, its audience, its
+// to go as a [Target] (target.go); [Exchanger.Token] (exchange.go) has no other
+// source of either. An answer is checked before it is used (answer.go): its issuer, its audience, its
 // kind. What passes is kept (cache.go) under everything that went into the
 // request, so that no two requests that differ share a token; least recently
 // used ones go first. Of those who need a token that is not there, one asks, the

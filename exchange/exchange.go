@@ -136,8 +136,9 @@ func (x *Exchanger) Close() {
 // new one. A kept one serves for as long as it lives, also if the subject's own
 // token has expired meanwhile or its server is away; near its end another one is
 // fetched beside it. While no server answers, one that was got for an earlier
-// token of the subject serves, too. Failures are [*endpoint.Error]s, [gate.ErrShut], or the errors of this
-// package; the caller's context ends the waiting and nothing else.
+// token of the subject serves, too. Failures are [*endpoint.Error]s,
+// [gate.ErrShut], or the errors of this package; the caller's context ends the
+// waiting and nothing else.
 func (x *Exchanger) Token(ctx context.Context, s Subject, t *Target) (*Token, error) {
 	f, token, err := x.look(s, t)
 	if f != nil {

@@ -16,8 +16,8 @@ import (
 
 // This file is what is written down of who did what: a record for each sign-in
 // begun, finished and refused, each sign-out, each request that was passed on to
-// a remote, and each that was refused before. Arguments and results are never in it, nor what a link or a
-// callback holds.
+// a remote, and each that was refused before. Arguments and results are never in
+// it, nor what a link or a callback holds.
 
 // Outcomes of a request that was passed on to a remote.
 const (

@@ -51,7 +51,8 @@ func (g *Gateway) newServer(v *view, sessionID func() string) *mcp.Server {
 			Logging: &mcp.LoggingCapabilities{},
 		},
 		GetSessionID: sessionID,
-		// The SDK knows who has subscribed, by either era's means, and on which stream to tell.
+		// The SDK knows who has subscribed, by either era's means, and on which stream
+		// to tell.
 		SubscribeHandler: func(ctx context.Context, req *mcp.SubscribeRequest) error {
 			began := req.Session.InitializeParams()
 			c := caller{view: v, modern: began != nil && began.ProtocolVersion >= modernVersion, client: req.Session}

@@ -45,7 +45,7 @@ type view struct {
 
 	resting atomic.Bool // its connections are closed, since its clients have left
 
-	links   atomic.Int64 // of those, what waits for a link to be visited
+	links   atomic.Int64 // how many calls wait for a link to be visited
 	ended   context.Context
 	end     context.CancelFunc
 	waitMu  sync.Mutex      // guards waiting

@@ -6,7 +6,8 @@
 //
 //   - [Pool.Open] (pool.go) finds or makes the principal's session and starts
 //     dialing all remotes in the background, so that the catalogs are there
-//     when a client asks ([Session.Catalogs], session.go).
+//     when a client asks ([Session.Catalogs], session.go). While the principal
+//     has no client there, its connections are closed (rest.go).
 //   - [Session.Call] finds the remote's connection. connection.go dials if
 //     there is none, at most once at a time, everybody waiting under their own
 //     context. A failed dial is never remembered as an answer: the next call
@@ -17,13 +18,16 @@
 //     capabilities, beside the main one. probe.go does the asking where the
 //     remote is a program, which may die of it.
 //   - call.go knows which call a message of the remote belongs to, and asks the
-//     client behind it ([Caller]). aside.go sends what nobody waits for.
+//     client behind it ([Caller], caller.go). progress.go gives each call a
+//     progress token of the gateway's own, level.go tells remotes which log
+//     messages are wanted, aside.go sends what nobody waits for.
 //   - wire.go puts the request into one POST, with the principal's token for
 //     this remote, and reads the answer: plain JSON, or an event stream
 //     (sse.go). message.go looks at the envelope only. Params and results stay
-//     the bytes that they are.
-//     A local command (process.go) and the deprecated HTTP+SSE (legacysse.go)
-//     are pipes, where one stream each way carries everything (duplex.go).
+//     the bytes that they are; package rawjson reads and changes members in them.
+//     A local command (process.go, with process_unix.go and process_other.go)
+//     and the deprecated HTTP+SSE (legacysse.go) are pipes, where one stream
+//     each way carries everything (duplex.go).
 //   - A 401 or 403 goes to the [Authorizer]. If that has another token the
 //     request is sent once more; otherwise its error is the call's, and the
 //     connection is as good as before.
