@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,7 @@ func TestUsersLoad(t *testing.T) {
 	t.Cleanup(transport.CloseIdleConnections)
 	clients := &http.Client{Transport: transport, Timeout: time.Minute}
 
+	var ids atomic.Int64 // a session may have several requests in flight
 	post := func(u *loadUser, method, tool, params string) (string, http.Header, error) {
 		header := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Authorization": {"Bearer " + u.token}}
 		if u.session == "" && method != "initialize" {
@@ -65,7 +67,7 @@ func TestUsersLoad(t *testing.T) {
 			header.Set("Mcp-Protocol-Version", legacyEra)
 			header.Set("Mcp-Session-Id", u.session)
 		}
-		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, gw.url, strings.NewReader(fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":%q,"params":%s}`, method, params)))
+		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, gw.url, strings.NewReader(fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":%q,"params":%s}`, ids.Add(1), method, params)))
 		if err != nil {
 			return "", nil, err
 		}
