@@ -368,7 +368,7 @@ func TestBrowserLoginRefused(t *testing.T) {
 		}, want: auth.ErrWrongBrowser},
 		{name: "a changed cookie", change: func(c *auth.Callback, j jar) {
 			for name, value := range j {
-				j[name] = "A" + value[1:]
+				j[name] = strings.Repeat("A", 8) + value[8:]
 			}
 		}, want: auth.ErrWrongBrowser},
 		{name: "no state", change: func(c *auth.Callback, j jar) { c.Query.Del("state") }, want: auth.ErrStateUnknown},
