@@ -58,6 +58,7 @@
 // many at once do, and secret is the type of what must not be printed. storetest
 // holds what every store must do, authtest the servers that tests sign in at.
 //
-// errors.go has the errors that others turn into answers. Failures of the authorization server never cost a grant: only its own
-// invalid_grant, the user, or a change in the config ends one.
+// errors.go has the errors that others turn into answers. Failures of the
+// authorization server never cost a grant: only its own invalid_grant, the user,
+// or a change in the config ends one.
 package auth

@@ -178,17 +178,26 @@ func (g *Gateway) adapt(v *view) mcp.Middleware {
 
 // answer makes what the SDK sends of what the core says.
 func (g *Gateway) answer(ctx context.Context, c caller, method string, result json.RawMessage, err error) (mcp.Result, error) {
+	result, refusal := g.render(ctx, c, method, result, err)
+	if refusal != nil {
+		return nil, refusal
+	}
+	return &rawResult{raw: result}, nil
+}
+
+// render makes what the core says fit for the client's era.
+func (g *Gateway) render(ctx context.Context, c caller, method string, result json.RawMessage, err error) (json.RawMessage, *jsonrpc.Error) {
 	if err == nil && c.modern {
 		result, err = g.modernize(method, result)
 	}
-	if err != nil {
-		answer := renderRPC(err, g.now())
-		if answer.Code == jsonrpc.CodeInternalError {
-			g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
-		}
-		return nil, answer
+	if err == nil {
+		return result, nil
 	}
-	return &rawResult{raw: result}, nil
+	refusal := renderRPC(err, g.now())
+	if refusal.Code == jsonrpc.CodeInternalError {
+		g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
+	}
+	return nil, refusal
 }
 
 // metaUpdate is where announceUpdate leaves the params for ownUpdates.

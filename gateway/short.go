@@ -116,15 +116,9 @@ func (g *Gateway) answerShort(ctx context.Context, c caller, call shortCall, out
 		}
 	}()
 	result, err := g.handle(ctx, c, method, call.params)
-	if err == nil && c.modern {
-		result, err = g.modernize(method, result)
-	}
-	if err != nil {
-		answer := renderRPC(err, g.now())
-		if answer.Code == jsonrpc.CodeInternalError {
-			g.log.ErrorContext(ctx, "request failed", "method", method, "principal", c.view.principal, "error", err)
-		}
-		out.fail(answer)
+	result, refusal := g.render(ctx, c, method, result, err)
+	if refusal != nil {
+		out.fail(refusal)
 		return
 	}
 	out.end("result", result, http.StatusOK)

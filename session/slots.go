@@ -106,7 +106,7 @@ func (r *slots) free(p *slot) {
 	close(p.gone)
 }
 
-// at reports whether the link's process has this slot.
+// in reports whether the link's process has this slot.
 func (l *link) in(p *slot) bool {
 	d, _ := l.via.(*duplex)
 	if d == nil {
